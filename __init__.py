@@ -1,0 +1,34 @@
+"""Inferplane: one LLM inference engine for every accelerator."""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .core.engine import LLM, AsyncEngine
+    from .core.request import SamplingParams
+    from .errors import InferplaneError
+
+# Imported on first use: `import inferplane` and `inferplane --help` stay fast.
+_HOMES = {
+    "LLM": ".core.engine",
+    "AsyncEngine": ".core.engine",
+    "SamplingParams": ".core.request",
+    "InferplaneError": ".errors",
+    "errors": ".errors",
+}
+
+__all__ = ["AsyncEngine", "InferplaneError", "LLM", "SamplingParams", "__version__", "errors"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_HOMES[name], __name__)
+    return module if name == "errors" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

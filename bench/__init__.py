@@ -1,0 +1,1 @@
+"""Measurements: throughput, latency, roofline, and the host work of a step."""

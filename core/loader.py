@@ -1,0 +1,155 @@
+"""From a checkpoint to something that can run: model, trace, resolution, and weights prepared by the kernels that were chosen."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..model_zoo.base import Model
+from ..ops import DTYPES, KernelPack, Tensor, WeightTable
+from ..platforms.contract import Platform
+from .graph import Graph, Weights
+from .localize import Mesh, local_tensor
+from .models import model_class
+from .resolve import Choice, Resolution, resolve
+from .trace import Use, trace
+
+Progress = Callable[[str, int, int], None]
+"""progress(what, done, total)"""
+
+
+class Source(Protocol):
+    """Where weights come from: a checkpoint, or random numbers in its shape."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def check(self, weights: WeightTable) -> None:
+        """Raise `CheckpointError` unless every tensor of the table is there in its shape."""
+
+    def tensor(self, name: str) -> np.ndarray[Any, Any]:
+        """A view where the format allows one."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What a person may decide about a load."""
+
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    block_tokens: int | None = None
+    kernels: Mapping[str, str] | None = None
+    """op -> kernel name: met, or an error."""
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model on a platform, ready to step."""
+
+    model: Model
+    platform: Platform
+    resolution: Resolution
+    weights: Weights
+    fingerprint: str
+    max_model_len: int
+    placed_twice: tuple[str, ...] = ()
+    """Checkpoint tensors that stand in memory in more than one layout."""
+
+    @cached_property
+    def graph(self) -> Graph:
+        return Graph(self.model, self.resolution.bind())
+
+
+def plan_model(source: Source, platform: Platform, options: LoadOptions, packs: Sequence[KernelPack] = ()) -> tuple[Model, Resolution]:
+    """The model and its resolution, before any weight is read."""
+    dtype = choose_dtype(options.dtype, source.config, platform)
+    block_tokens = _choose_block_tokens(options.block_tokens, platform)
+    family = model_class(str(source.config.get("model_type", "")))
+    model = family(source.config, dtype=dtype, block_tokens=block_tokens, max_model_len=options.max_model_len)
+    kernels = [kernel for pack in packs for kernel in pack.kernels] + list(platform.kernels())
+    return model, resolve(trace(model), kernels, explicit=options.kernels, deterministic=options.deterministic)
+
+
+def load(
+    source: Source,
+    platform: Platform,
+    options: LoadOptions | None = None,
+    packs: Sequence[KernelPack] = (),
+    progress: Progress | None = None,
+    mesh: Mesh | None = None,
+) -> Loaded:
+    """Trace, resolve, check the checkpoint against the model, then read and prepare one weight after the other."""
+    options = options or LoadOptions()
+    model, resolution = plan_model(source, platform, options, packs)
+    source.check(model.weights)
+    uses = trace(model, composed=lambda spec: resolution[spec].kernel is None).uses
+    preparer = _Preparer(source, platform, resolution, mesh or Mesh.single())
+    handles: dict[str, Any] = {}
+    for done, use in enumerate(uses):
+        handles[use.path] = preparer.handle(use)
+        if progress:
+            progress("loading weights", done + 1, len(uses))
+    table = model.weights
+    weights = Weights(
+        {name: handles[name] for name in table.top},
+        tuple({name: handles[f"layers.{i}.{name}"] for name in layer} for i, layer in enumerate(table.layers)),
+    )
+    length = options.max_model_len or model.context_tokens
+    return Loaded(model, platform, resolution, weights, source.fingerprint, length, preparer.placed_twice())
+
+
+class _Preparer:
+    """Weights by the layout that their kernels want; a weight whose uses agree is placed once."""
+
+    def __init__(self, source: Source, platform: Platform, resolution: Resolution, mesh: Mesh) -> None:
+        self.source, self.platform, self.resolution, self.mesh = source, platform, resolution, mesh
+        self.made: dict[tuple[Any, ...], Any] = {}
+
+    def handle(self, use: Use) -> Any:
+        choice = self.resolution[use.spec]
+        assert choice.kernel is not None, "uses are traced through compositions"
+        names = tuple(part.name for part in use.weight.parts)
+        layout = (choice.kernel.name, choice.local) if choice.kernel.prepare else getattr(use.spec, "dtype", None)
+        if (names, layout) not in self.made:
+            self.made[names, layout] = self._prepare(choice, use.weight.parts)
+        return self.made[names, layout]
+
+    def _prepare(self, choice: Choice, parts: Sequence[Tensor]) -> Any:
+        dtype = DTYPES[getattr(choice.spec, "dtype", "float32")]
+        host = [local_tensor(self.source.tensor(part.name), part, self.mesh).astype(dtype, copy=False) for part in parts]
+        if choice.kernel and choice.kernel.prepare:
+            return choice.kernel.prepare(choice.local, host)
+        return tuple(self.platform.put(array) for array in host)
+
+    def placed_twice(self) -> tuple[str, ...]:
+        seen: dict[str, int] = {}
+        for names, _ in self.made:
+            for name in names:
+                seen[name] = seen.get(name, 0) + 1
+        return tuple(name for name, count in seen.items() if count > 1)
+
+
+def choose_dtype(asked: str, config: Mapping[str, Any], platform: Platform) -> str:
+    """What was asked for, or an error; `auto`: the checkpoint's own where the platform can, else the platform's first."""
+    known = platform.capabilities.dtypes
+    if asked != "auto":
+        if asked not in known:
+            raise ConfigError(f"dtype {asked!r} was asked for, and {platform.name} computes in {', '.join(known)}; choose one of them or auto")
+        return asked
+    own = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+    return own if own in known else known[0]
+
+
+def _choose_block_tokens(asked: int | None, platform: Platform) -> int:
+    known = platform.capabilities.block_tokens
+    if asked is not None and asked not in known:
+        raise ConfigError(f"block_size {asked} was asked for, and {platform.name} takes {', '.join(map(str, known))}")
+    return known[0] if asked is None else asked

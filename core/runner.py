@@ -1,0 +1,126 @@
+"""From a plan to a step: rows packed into one buffer, padded to the platform's shapes, compiled once per shape, submitted."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..ops import BatchShape, Packed, StateGroup, empty
+from ..platforms.contract import Buckets, Pending
+from .edits import Edit, edits
+from .loader import Loaded
+from .request import Key
+from .scheduler.plan import RowPlan, StepPlan
+
+Drawn = Callable[[Key], Sequence[int]]
+"""The tokens drawn so far for one sequence."""
+
+
+class Runner:
+    """Owns the state on the device and the compiled steps. Steps run in the order of submission."""
+
+    def __init__(self, loaded: Loaded, *, blocks: Sequence[int], slots: int) -> None:
+        """blocks: per state group, the null block included. slots: sequences that run at once."""
+        self.loaded = loaded
+        self.platform = loaded.platform
+        self.state = self.platform.allocate(loaded.model.states, blocks, slots)
+        self._compiled: dict[BatchShape, Any] = {}
+
+    def batch(self, plan: StepPlan, drawn: Drawn) -> Packed:
+        samples = [plan.rows[i] for i in plan.samples]
+        changes = [edit for i, row in enumerate(samples) for edit in edits(i, row, drawn)]
+        ends = np.cumsum([row.count for row in plan.rows])
+        return pack(
+            plan.rows, self.loaded.model.states, self.platform.capabilities.buckets,
+            sample=[int(ends[i]) - 1 for i in plan.samples], sampled=samples, edits=changes,
+            logprobs=max((self._logprobs(row) for row in samples), default=-1),
+        )
+
+    def submit(self, plan: StepPlan, drawn: Drawn) -> Pending:
+        """Starts the step; its result is a `Sampled` with one entry per `plan.samples`, padding behind them."""
+        packed = self.batch(plan, drawn)
+        return self.platform.submit(self._step(packed.shape), self.loaded.weights, self.state, packed)
+
+    def _logprobs(self, row: RowPlan) -> int:
+        """How many log-probabilities one row wants, as `BatchShape.logprobs` counts them."""
+        asked = row.request.params.logprobs
+        if asked is None:
+            return -1
+        vocab = self.loaded.model.vocab_size
+        return vocab if asked == -1 else min(asked, vocab)
+
+    def _step(self, shape: BatchShape) -> Any:
+        if self.platform.capabilities.buckets is None:
+            return self.platform.compile(self.loaded.graph.step, shape)
+        if shape not in self._compiled:
+            self._compiled[shape] = self.platform.compile(self.loaded.graph.step, shape)
+        return self._compiled[shape]
+
+
+def pack(
+    rows: Sequence[RowPlan],
+    groups: Sequence[StateGroup],
+    buckets: Buckets | None,
+    *,
+    sample: Sequence[int],
+    sampled: Sequence[RowPlan] = (),
+    edits: Sequence[Edit] = (),
+    logprobs: int = -1,
+) -> Packed:
+    """Fill the buffers of one step.
+
+    sample: tokens whose hidden state goes to the head. sampled: the row that each is drawn for (empty: nothing is drawn).
+    Padding rows are empty, and padding tokens go to null block 0 of a padding row where there is one.
+    """
+    counts = [row.count for row in rows]
+    total = sum(counts)
+    shape = BatchShape(
+        tokens=total, rows=len(rows), samples=len(sample),
+        blocks=tuple(max(len(row.tables[g]) for row in rows) for g in range(len(groups))),
+        longest_query=max(counts), edits=len(edits), logprobs=logprobs,
+    )
+    shape = buckets.pad(shape) if buckets else shape
+    packed, batch, sampling = empty(shape)
+    R = len(rows)
+
+    batch.starts[1 : R + 1] = np.cumsum(counts)
+    batch.starts[R + 1 :] = total
+    batch.lengths[:R] = [row.length for row in rows]
+    batch.slot[:R] = [row.slot for row in rows]
+    batch.fresh[:R] = [row.fresh for row in rows]
+    batch.row[:total] = np.repeat(np.arange(R), counts)
+    batch.row[total:] = min(R, shape.rows - 1)
+    batch.positions[:total] = np.arange(total) + np.repeat([row.start for row in rows] - batch.starts[:R], counts)
+    batch.tokens[:total] = np.concatenate([row.tokens for row in rows])
+    batch.source[:] = -1
+    for start, row in zip(batch.starts[:R], rows, strict=True):
+        if row.pending:
+            batch.source[start] = row.slot
+    for g, group in enumerate(groups):
+        table = batch.groups[g].table
+        for r, row in enumerate(rows):
+            table[r, : len(row.tables[g])] = row.tables[g]
+        if group.kind == "paged":
+            block, offset = np.divmod(batch.positions[:total], group.block_tokens)
+            batch.groups[g].slots[:total] = table[batch.row[:total], block] * group.block_tokens + offset
+
+    batch.sample[: len(sample)] = sample
+    for i, row in enumerate(sampled):
+        params, seed = row.request.params, row.request.seed
+        batch.sample_slot[i] = row.slot
+        sampling.top_k[i], sampling.top_p[i], sampling.min_p[i] = params.top_k, params.top_p, params.min_p
+        sampling.temperature[i] = params.temperature
+        sampling.repetition[i] = params.repetition_penalty
+        sampling.presence[i], sampling.frequency[i] = params.presence_penalty, params.frequency_penalty
+        sampling.seed_low[i], sampling.seed_high[i] = _word(seed), _word(seed >> 32)
+        sampling.index[i], sampling.position[i] = row.request.sample_index, row.position
+    for i, edit in enumerate(edits):
+        sampling.edit_sample[i], sampling.edit_token[i] = edit.sample, edit.token
+        sampling.edit_seen[i], sampling.edit_count[i], sampling.edit_bias[i] = edit.seen, edit.count, edit.bias
+    return packed
+
+
+def _word(bits: int) -> int:
+    """The low 32 bits, as the int32 that has them."""
+    return (bits & 0xFFFFFFFF) - ((bits & 0x80000000) << 1)

@@ -1,0 +1,53 @@
+"""A platform's way of doing one op, and the compositions that stand in where a platform brings none."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .spec import Spec
+
+Support = str | None
+"""None: supported. Otherwise why not, in words for a person."""
+
+
+def always(_: Spec) -> Support:
+    return None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One platform's way of doing one op.
+
+    run(spec, *arrays) -> array or tuple of arrays, asynchronous where the platform is.
+    prepare(spec, parts) -> handle: host arrays of one weight (tensors, then biases) into this kernel's own layout.
+      Without it a handle is the tuple of the parts, placed by `Platform.put`.
+    batch_invariant: a row's bits do not depend on neighbours, padding, chunk boundaries or prefix hits.
+    """
+
+    op: str
+    name: str
+    supports: Callable[[Any], Support]
+    run: Callable[..., Any]
+    prepare: Callable[[Any, Sequence[Any]], Any] | None = None
+    batch_invariant: bool = False
+
+
+@dataclass(frozen=True)
+class KernelPack:
+    """What an entry point of the group `inferplane.kernels` names: kernels that go before a platform's own."""
+
+    platform: str
+    kernels: Sequence[Kernel]
+
+
+@dataclass(frozen=True)
+class Default:
+    """An optional op composed of required ones, which are resolved like any other.
+
+    run(ops, spec, *arrays) calls the parts through the facade `ops`.
+    """
+
+    op: str
+    requires: Callable[[Any], Sequence[Spec]]
+    run: Callable[..., Any]

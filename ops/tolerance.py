@@ -1,0 +1,82 @@
+"""How near a kernel must come to the float64 reference. Four classes, defined here and never by a vendor."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """One op's class.
+
+    exact: equal bits. elementwise: half an ulp of the output plus `depth` float32 roundings of the magnitude.
+    naive_relative: maximum and RMS error at most `factor` times those of a naive evaluation in the same dtype.
+    statistical: compared by distribution, by whoever draws the samples.
+    """
+
+    kind: Literal["exact", "elementwise", "naive_relative", "statistical"]
+    depth: int = 0
+    factor: float = 2.0
+
+
+EXACT = Tolerance("exact")
+STATISTICAL = Tolerance("statistical")
+
+
+def elementwise(depth: int) -> Tolerance:
+    return Tolerance("elementwise", depth=depth)
+
+
+NAIVE_RELATIVE = Tolerance("naive_relative")
+
+
+def exact(actual: Array, expected: Array) -> str | None:
+    """None, or why the bits differ."""
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return f"is {actual.dtype}{list(actual.shape)}, expected {expected.dtype}{list(expected.shape)}"
+    same = actual.view(f"u{actual.itemsize}") == expected.view(f"u{expected.itemsize}")
+    return None if same.all() else _worst("bits differ", np.where(same, 0.0, 1.0), actual, expected)
+
+
+def within(actual: Array, expected: Array, *, depth: int, magnitude: Array | None = None) -> str | None:
+    """None, or the worst element outside half an ulp of `actual.dtype` plus `depth` float32 roundings of `magnitude`.
+
+    `expected` is float64; `magnitude` (default: |expected|) is the sum of the absolute values that were added up.
+    """
+    if actual.shape != expected.shape:
+        return f"has shape {list(actual.shape)}, expected {list(expected.shape)}"
+    scale = np.abs(expected) if magnitude is None else magnitude
+    found = actual.astype(np.float64)
+    bound = half_ulp(expected, actual.dtype) + depth * 2.0**-24 * scale
+    wrong = np.where(np.isfinite(expected), np.abs(found - expected) / np.maximum(bound, 1e-300), found != expected)
+    wrong = np.where(np.isnan(found) != np.isnan(expected), np.inf, np.nan_to_num(wrong, nan=0.0, posinf=np.inf))
+    return None if (wrong <= 1.0).all() else _worst("outside its bound", wrong, actual, expected)
+
+
+def naive_relative(actual: Array, naive: Array, expected: Array, *, factor: float = 2.0) -> str | None:
+    """None, or why `actual` errs more than `factor` times as much as `naive` does (maximum and RMS), both against float64."""
+    error, usual = np.abs(actual.astype(np.float64) - expected), np.abs(naive.astype(np.float64) - expected)
+    floor = half_ulp(expected, actual.dtype)
+    for name, measure in (("maximum", np.max), ("RMS", lambda e: np.sqrt(np.mean(e * e)))):
+        found, allowed = float(measure(error)), factor * float(measure(np.maximum(usual, floor)))
+        if not found <= allowed:
+            return f"{name} error {found:.3g} exceeds {allowed:.3g}, {factor:g} times that of a naive evaluation"
+    return None
+
+
+def half_ulp(values: Array, dtype: Any) -> Array:
+    """Half the spacing of `dtype` at each value, at least that of its smallest normal number."""
+    info = ml_dtypes.finfo(dtype)
+    exponent = np.floor(np.log2(np.maximum(np.abs(values), float(info.smallest_normal))))
+    return np.asarray(np.exp2(exponent) * float(info.eps) / 2)
+
+
+def _worst(what: str, score: Array, actual: Array, expected: Array) -> str:
+    at = np.unravel_index(int(np.argmax(score)), score.shape)
+    where = list(map(int, at))
+    return f"{what} at {where}: {actual[at]} instead of {expected[at]} ({int(np.sum(score > 0)):,} of {score.size:,} differ)"

@@ -1,0 +1,167 @@
+"""The contract between the core and an accelerator: what a platform declares, and the dozen things it does."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from ..ops import BatchShape, Kernel, Packed, StateGroup
+
+CONTRACT = (1, 0)
+"""major: refuses to load on a mismatch. minor: optional members were added."""
+
+HostArrays = Mapping[str, np.ndarray[Any, Any]]
+"""Canonical blocks: for each array of a group `[layers, kv_heads, tokens, dim]`."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a platform can run here: `reason` says what was found, `remedy` what to install or do."""
+
+    usable: bool
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The sizes that a platform with static shapes pads to, ascending. Past the last one, its multiples."""
+
+    tokens: tuple[int, ...]
+    rows: tuple[int, ...]
+    samples: tuple[int, ...]
+    blocks: tuple[int, ...]
+    edits: tuple[int, ...] = (0, 64, 1024)
+
+    def pad(self, shape: BatchShape) -> BatchShape:
+        return BatchShape(
+            tokens=_next(self.tokens, shape.tokens),
+            rows=_next(self.rows, shape.rows),
+            samples=_next(self.samples, shape.samples),
+            blocks=tuple(_next(self.blocks, width) for width in shape.blocks),
+            longest_query=_next(self.tokens, shape.longest_query),
+            edits=_next(self.edits, shape.edits),
+            logprobs=shape.logprobs,
+        )
+
+
+def _next(sizes: tuple[int, ...], size: int) -> int:
+    return next((bucket for bucket in sizes if bucket >= size), -(-size // sizes[-1]) * sizes[-1])
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a platform supports, as data: the core obeys it and never branches on a name."""
+
+    dtypes: tuple[str, ...]
+    """What a model may compute in, the preferred one first."""
+    block_tokens: tuple[int, ...] = (16, 32, 64)
+    """Sizes of a KV block, the preferred one first."""
+    schemes: tuple[str, ...] = ()
+    """Quantization schemes of weights."""
+    buckets: Buckets | None = None
+    """None: shapes may differ from step to step."""
+    devices: tuple[str, ...] = ("cpu",)
+    grade: str = "device"
+    """What a run here proves: device, or interpreted."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the device's memory: in all, and free for KV blocks."""
+
+    total: int
+    free: int
+
+
+class State(Protocol):
+    """Everything a step mutates. Opaque to the core."""
+
+    last_token: Any
+    """[slots + 1] int32: each slot's last sampled token."""
+
+    def __getitem__(self, layer: int) -> Any:
+        """The cell of one layer, for the graph to hand to its ops. Kernels read `cell.group`."""
+
+
+class Pending(Protocol):
+    """A submitted step."""
+
+    def result(self) -> Any:
+        """Wait, and give what the step returned, as host arrays in the same structure."""
+
+
+Step = Callable[[Any, Any, Any, Any], Any]
+"""step(weights, state, batch, sampling) -> arrays. Traceable: nothing in it reads the host."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What stands after the colon of a platform's name: `cuda:1` -> device 1, `cuda:interpreted` -> mode interpreted."""
+
+    text: str = ""
+    threads: int | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+class Platform(ABC):
+    """One accelerator. Constructed only after its `probe` said that it is usable."""
+
+    name: ClassVar[str]
+    contract: ClassVar[tuple[int, int]]
+    preference: ClassVar[int] = 50
+    """`auto` takes the highest that is usable; `cpu` is 0; below 0: only when it is asked for."""
+    capabilities: Capabilities
+
+    def __init__(self, options: Options) -> None:
+        """Raises `ConfigError` for options that mean nothing here."""
+
+    @classmethod
+    @abstractmethod
+    def probe(cls, options: Options) -> Availability:
+        """Cheap; imports no framework."""
+
+    @abstractmethod
+    def kernels(self) -> Sequence[Kernel]:
+        """In order of preference."""
+
+    @abstractmethod
+    def put(self, host: np.ndarray[Any, Any]) -> Any:
+        """Host to device."""
+
+    @abstractmethod
+    def fetch(self, array: Any) -> np.ndarray[Any, Any]:
+        """Device to host; waits."""
+
+    @abstractmethod
+    def allocate(self, groups: Sequence[StateGroup], blocks: Sequence[int], slots: int) -> Any:
+        """A zeroed `State`: for each group so many blocks (block 0 is null), and slots 1 .. `slots` (slot 0 is null)."""
+
+    @abstractmethod
+    def compile(self, step: Step, shape: BatchShape) -> Any:
+        """The step for one shape: as it is, captured, or compiled."""
+
+    @abstractmethod
+    def submit(self, compiled: Any, weights: Any, state: Any, packed: Packed) -> Pending:
+        """Start a compiled step; steps run in the order of submission. Returns without waiting for it."""
+
+    @abstractmethod
+    def read_blocks(self, state: Any, group: int, blocks: Sequence[int]) -> HostArrays:
+        """Blocks of one group in canonical form, after the steps submitted so far."""
+
+    @abstractmethod
+    def write_blocks(self, state: Any, group: int, blocks: Sequence[int], arrays: HostArrays) -> None:
+        """The reverse, before any step submitted later."""
+
+    @abstractmethod
+    def copy_blocks(self, state: Any, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy whole blocks within one group."""
+
+    @abstractmethod
+    def memory(self) -> Memory: ...
+
+    def close(self) -> None:
+        """Release threads and device memory. Optional."""

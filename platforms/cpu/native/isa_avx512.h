@@ -1,0 +1,75 @@
+// One zmm register for sixteen lanes: AVX-512 F, BW, DQ, VL. Include inside the matching target region.
+#pragma once
+
+#include "simd.h"
+
+namespace inferplane {
+
+struct Avx512 {
+    typedef float f32 __attribute__((vector_size(64)));
+    typedef uint32_t u32 __attribute__((vector_size(64)));
+    typedef int32_t i32 __attribute__((vector_size(64)));
+    static constexpr int parts = 1;
+    static constexpr int tile_rows = 6;
+    static constexpr int tile_columns(int) { return 4; }
+
+    static INFERPLANE_INLINE f32 fma(f32 a, f32 b, f32 c) { return f32(_mm512_fmadd_ps(a, b, c)); }
+    static INFERPLANE_INLINE f32 max(f32 a, f32 b) { return f32(_mm512_max_ps(a, b)); }
+    static INFERPLANE_INLINE f32 min(f32 a, f32 b) { return f32(_mm512_min_ps(a, b)); }
+    static INFERPLANE_INLINE f32 round_even(f32 a) { return f32(_mm512_roundscale_ps(a, 0)); }
+
+    template <class Isa> static INFERPLANE_INLINE float maximum(Floats<Isa> a) {
+        const __m512 all = a.part[0];
+        __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+        __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+    }
+
+    static INFERPLANE_INLINE Words<Avx512> widen(const uint16_t* from) {
+        return {{u32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))))}};
+    }
+
+    static INFERPLANE_INLINE void narrow(uint16_t* to, Words<Avx512> v) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(__m512i(v.part[0])));
+    }
+
+    static INFERPLANE_INLINE Floats<Avx512> load_half(const f16* from) {
+        return {{f32(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))))}};
+    }
+
+    static INFERPLANE_INLINE void store_half(f16* to, Floats<Avx512> v) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(v.part[0], _MM_FROUND_TO_NEAREST_INT));
+    }
+
+    static INFERPLANE_INLINE void prefetch(const void* address) {
+        _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1);
+    }
+
+    // out[i] lane j = in[j] lane i: 32-bit and 64-bit unpacks, then two rounds of 128-bit shuffles.
+    static INFERPLANE_INLINE void transpose(Words<Avx512>* rows) {
+        __m512i a[lanes], b[lanes];
+        for (int i = 0; i < lanes; i += 2) {
+            a[i] = _mm512_unpacklo_epi32(__m512i(rows[i].part[0]), __m512i(rows[i + 1].part[0]));
+            a[i + 1] = _mm512_unpackhi_epi32(__m512i(rows[i].part[0]), __m512i(rows[i + 1].part[0]));
+        }
+        for (int i = 0; i < lanes; i += 4) {
+            b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+            b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+            b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+            b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+        }
+        for (int i = 0; i < 4; ++i) {
+            a[i] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88);
+            a[i + 4] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd);
+            a[i + 8] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88);
+            a[i + 12] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd);
+        }
+        for (int i = 0; i < 8; ++i) {
+            rows[i].part[0] = u32(_mm512_shuffle_i32x4(a[i], a[i + 8], 0x88));
+            rows[i + 8].part[0] = u32(_mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd));
+        }
+    }
+};
+
+}  // namespace inferplane

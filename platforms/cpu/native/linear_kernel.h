@@ -1,0 +1,101 @@
+// The two phases of linear for one instruction set: stage rows of x, then multiply panels.
+//
+//   for a panel of 64 outputs            stays in L2 while all rows pass
+//     for a slice of 258 rows            sums [258, 64] in L2
+//       for a block of 128 steps         32 KiB in L1; meanwhile the next block is prefetched into L2
+//         for a tile of up to 6 rows     registers
+#pragma once
+
+#include "linear.h"
+#include "tile.h"
+
+namespace inferplane {
+
+template <class P, class T> INFERPLANE_INLINE void stage_row(const T* x, int64_t count, typename P::Left* left) {
+    using Isa = typename P::Isa;
+    if constexpr (sizeof(typename P::Left) == sizeof(T)) {
+        __builtin_memcpy(left, x, count * sizeof(T));
+    } else {
+        for (int64_t k = 0; k < count; k += lanes) store_upto<Isa>(left + k, load_upto<Isa>(x + k, count - k), count - k);
+    }
+    // An odd K leaves half a pair: a zero that meets the zero in the packed weights.
+    if (count % P::k_per_step) left[count] = typename P::Left{};
+}
+
+template <class P, class T> void stage_rows(const LinearJob& job, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+        stage_row<P, T>(static_cast<const T*>(job.x) + (job.first_row + row) * job.inputs, job.inputs,
+                        static_cast<typename P::Left*>(job.left) + row * job.left_stride);
+    }
+}
+
+template <class Isa, class T, class Out>
+void store_segment(const float* sums, int64_t rows, const T* bias, Out* out, int64_t out_stride, int64_t width) {
+    for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t j = 0; j < width; j += lanes) {
+            Floats<Isa> v = load_upto<Isa>(sums + row * panel_columns + j, width - j);
+            if (bias) v = v + load_upto<Isa>(bias + j, width - j);
+            store_upto<Isa>(out + row * out_stride + j, v, width - j);
+        }
+    }
+}
+
+// The panel's columns may belong to several outputs, and the last panel's padding to none.
+template <class Isa, class T, class Out>
+void store_slice(const LinearJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* sums) {
+    const int64_t from = panel * panel_columns, to = from + panel_columns;
+    int64_t start = 0;
+    for (const LinearOut& out : job.outs) {
+        const int64_t stop = start + out.width;
+        const int64_t low = from > start ? from : start, high = to < stop ? to : stop;
+        if (low < high) {
+            store_segment<Isa, T, Out>(sums + (low - from), rows, out.bias ? static_cast<const T*>(out.bias) + (low - start) : nullptr,
+                                       static_cast<Out*>(out.data) + first_row * out.width + (low - start), out.width, high - low);
+        }
+        start = stop;
+    }
+}
+
+template <class P>
+void multiply_slice(const LinearJob& job, const typename P::Right* panel, int64_t first, int64_t rows, bool last_panel, float* sums) {
+    constexpr int most = P::Isa::tile_rows;
+    const int64_t steps = linear_steps(job.inputs, job.dtype), tiles = (rows + most - 1) / most;
+    const auto* left = static_cast<const typename P::Left*>(job.left) + first * job.left_stride;
+    for (int64_t step = 0; step < steps; step += block_steps) {
+        const int64_t block = steps - step < block_steps ? steps - step : block_steps;
+        const auto* right = panel + step * P::right_per_step;
+        const int64_t block_lines = block * P::right_per_step * int64_t(sizeof(typename P::Right)) / 64;
+        // The block after this one follows in memory, be it of this panel or of the next.
+        const bool more = !last_panel || step + block < steps;
+        const char* next = reinterpret_cast<const char*>(right) + block_lines * 64;
+        const int64_t lines = (block_lines * prefetch_steps + block * tiles - 1) / (block * tiles);
+        const int64_t lines_per_tile = block / prefetch_steps * lines;
+        for (int64_t t = 0; t < tiles; ++t) {
+            const int64_t low = rows * t / tiles, high = rows * (t + 1) / tiles;
+            const bool fetch = more && t * lines_per_tile < block_lines;
+            const Prefetch prefetch{next + t * lines_per_tile * 64, fetch ? int(lines) : 0};
+            multiply_tile<P>(int(high - low), left + low * job.left_stride + step * P::left_per_step, job.left_stride, right,
+                             block, sums + low * panel_columns, panel_columns / lanes, step > 0, prefetch);
+        }
+    }
+}
+
+template <class P, class T> void multiply_panels(const LinearJob& job, int64_t first, int64_t last) {
+    static thread_local Scratch scratch;
+    float* sums = scratch.get<float>(slice_rows * panel_columns);
+    const int64_t panel_items = linear_steps(job.inputs, job.dtype) * P::right_per_step;
+    for (int64_t panel = first; panel < last; ++panel) {
+        const auto* right = static_cast<const typename P::Right*>(job.packed) + panel * panel_items;
+        for (int64_t row = 0; row < job.slab; row += slice_rows) {
+            const int64_t rows = job.slab - row < slice_rows ? job.slab - row : slice_rows;
+            multiply_slice<P>(job, right, row, rows, panel + 1 == last, sums);
+            if (job.out_dtype == DType::float32) {
+                store_slice<typename P::Isa, T, float>(job, panel, job.first_row + row, rows, sums);
+            } else {
+                store_slice<typename P::Isa, T, T>(job, panel, job.first_row + row, rows, sums);
+            }
+        }
+    }
+}
+
+}  // namespace inferplane

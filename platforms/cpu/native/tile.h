@@ -1,0 +1,134 @@
+// The inner product of every matrix kernel here, linear and attention alike.
+//
+//   sums[r][j] += sum over k of left[r][k] * right[k][j]          j in a panel of 64 columns
+//
+//              right: one step is 64 columns (of one k, or of a pair of k)
+//              +----+----+----+----+
+//              |    |    |    |    |   columns vectors of 16
+//   left r 0   [acc][acc][acc][acc]
+//   broadcast  ...
+//        r 5   [acc][acc][acc][acc]    rows x columns accumulators stay in registers
+//
+// Each output has one accumulator and takes k in order, whatever the tile: equal bits for any batch.
+#pragma once
+
+#include "simd.h"
+
+namespace inferplane {
+
+constexpr int panel_columns = 64;
+constexpr int prefetch_steps = 4;  // the loop's unrolling, and how often it prefetches
+
+// Lines of the block that comes next, fetched evenly while this one is computed.
+struct Prefetch {
+    const char* next = nullptr;
+    int lines = 0;  // per prefetch_steps
+};
+
+// One k per step; weights W are widened to float32 as they are loaded.
+template <class Isa_, class W> struct Single {
+    using Isa = Isa_;
+    using Left = float;
+    using Right = W;
+    using Vector = Floats<Isa>;
+    static constexpr int k_per_step = 1, passes = 1;
+    static constexpr int left_per_step = 1, right_per_step = panel_columns;
+
+    static INFERPLANE_INLINE Vector broadcast(const Left* left, int) { return fill<Isa>(*left); }
+    static INFERPLANE_INLINE Vector load_right(const Right* right, int) { return load<Isa>(right); }
+    static INFERPLANE_INLINE Floats<Isa> multiply(Vector left, Vector right, Floats<Isa> sum) {
+        return multiply_add(left, right, sum);
+    }
+};
+
+// A pair of bfloat16 k per step and column, without a bfloat16 instruction: first the even k, then the odd.
+template <class Isa_> struct PairWide {
+    using Isa = Isa_;
+    using Left = float;
+    using Right = uint32_t;
+    using Vector = Floats<Isa>;
+    static constexpr int k_per_step = 2, passes = 2;
+    static constexpr int left_per_step = 2, right_per_step = panel_columns;
+
+    static INFERPLANE_INLINE Vector broadcast(const Left* left, int pass) { return fill<Isa>(left[pass]); }
+    static INFERPLANE_INLINE Vector load_right(const Right* right, int pass) {
+        const Words<Isa> pair = load_words<Isa>(right);
+        return as_floats(pass == 0 ? shift_left(pair, 16) : pair & fill_words<Isa>(0xffff0000));
+    }
+    static INFERPLANE_INLINE Floats<Isa> multiply(Vector left, Vector right, Floats<Isa> sum) {
+        return multiply_add(left, right, sum);
+    }
+};
+
+template <class P, int rows, int columns>
+INFERPLANE_INLINE void tile_step(const typename P::Left* left, int64_t left_stride, const typename P::Right* right,
+                                 Floats<typename P::Isa> (&sums)[rows][columns]) {
+    for (int pass = 0; pass < P::passes; ++pass) {
+        typename P::Vector b[columns];
+        for (int j = 0; j < columns; ++j) b[j] = P::load_right(right + lanes * j, pass);
+        for (int r = 0; r < rows; ++r) {
+            const typename P::Vector a = P::broadcast(left + r * left_stride, pass);
+            for (int j = 0; j < columns; ++j) sums[r][j] = P::multiply(a, b[j], sums[r][j]);
+        }
+    }
+}
+
+template <class P, int rows, int columns>
+__attribute__((noinline)) void tile(const typename P::Left* left, int64_t left_stride, const typename P::Right* right,
+                                    int64_t steps, float* out, bool resume, Prefetch prefetch) {
+    using Isa = typename P::Isa;
+    Floats<Isa> sums[rows][columns];
+    for (int r = 0; r < rows; ++r) {
+        for (int j = 0; j < columns; ++j) {
+            sums[r][j] = resume ? load<Isa>(out + r * panel_columns + lanes * j) : fill<Isa>(0.0f);
+        }
+    }
+    int64_t step = 0;
+    for (; step + prefetch_steps <= steps; step += prefetch_steps) {
+        for (int line = 0; line < prefetch.lines; ++line, prefetch.next += 64) Isa::prefetch(prefetch.next);
+        for (int i = 0; i < prefetch_steps; ++i) {
+            tile_step<P, rows, columns>(left, left_stride, right, sums);
+            left += P::left_per_step;
+            right += P::right_per_step;
+        }
+    }
+    for (; step < steps; ++step) {
+        tile_step<P, rows, columns>(left, left_stride, right, sums);
+        left += P::left_per_step;
+        right += P::right_per_step;
+    }
+    for (int r = 0; r < rows; ++r) {
+        for (int j = 0; j < columns; ++j) store<Isa>(out + r * panel_columns + lanes * j, sums[r][j]);
+    }
+}
+
+// `vectors` of 16 columns: whole tiles, then single vectors at the panel's right edge.
+template <class P, int rows>
+INFERPLANE_INLINE void tile_columns(const typename P::Left* left, int64_t left_stride, const typename P::Right* right,
+                                    int64_t steps, float* out, int vectors, bool resume, Prefetch prefetch) {
+    constexpr int columns = P::Isa::tile_columns(rows);
+    int j = 0;
+    for (; j + columns <= vectors; j += columns) {
+        tile<P, rows, columns>(left, left_stride, right + lanes * j, steps, out + lanes * j, resume, prefetch);
+        prefetch.lines = 0;
+    }
+    for (; j < vectors; ++j) {
+        tile<P, rows, 1>(left, left_stride, right + lanes * j, steps, out + lanes * j, resume, prefetch);
+        prefetch.lines = 0;
+    }
+}
+
+// out [rows, 64] (+)= left [rows, steps] right [steps, 64], for rows <= Isa::tile_rows.
+template <class P, int rows = P::Isa::tile_rows>
+void multiply_tile(int actual_rows, const typename P::Left* left, int64_t left_stride, const typename P::Right* right,
+                   int64_t steps, float* out, int vectors, bool resume, Prefetch prefetch = {}) {
+    if constexpr (rows > 0) {
+        if (actual_rows == rows) {
+            tile_columns<P, rows>(left, left_stride, right, steps, out, vectors, resume, prefetch);
+        } else {
+            multiply_tile<P, rows - 1>(actual_rows, left, left_stride, right, steps, out, vectors, resume, prefetch);
+        }
+    }
+}
+
+}  // namespace inferplane

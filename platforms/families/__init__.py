@@ -1,0 +1,1 @@
+"""Kernels and state that several platforms share: one folder per array framework."""

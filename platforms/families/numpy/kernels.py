@@ -1,0 +1,42 @@
+"""The float64 references of ops/ as kernels: each result is rounded once, to the dtype that the spec infers."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ....ops import DEFAULTS, DTYPES, Abstract, Kernel, Linear, Spec, always
+
+FINAL = ("derive", "sample", "write_kv")
+"""Ops whose reference already answers in its final dtypes."""
+
+
+def reference_kernels() -> Sequence[Kernel]:
+    """One kernel for each required op."""
+    return [
+        Kernel(op, "numpy.reference", always, _exactly if op in FINAL else _rounded, _widened if op == Linear.op else None)
+        for op in Spec.families
+        if op not in DEFAULTS
+    ]
+
+
+def _exactly(spec: Spec, *arrays: Any) -> Any:
+    return spec.reference(*arrays)
+
+
+def _rounded(spec: Spec, *arrays: Any) -> Any:
+    made = spec.infer(*(_abstract(array) for array in arrays))
+    results = spec.reference(*arrays)
+    if isinstance(made, Abstract):
+        return results.astype(DTYPES[made.dtype])
+    return tuple(result.astype(DTYPES[one.dtype]) for one, result in zip(made, results, strict=True))
+
+
+def _abstract(value: Any) -> Any:
+    return Abstract(value.shape, value.dtype.name) if isinstance(value, np.ndarray) else value
+
+
+def _widened(spec: Spec, parts: Sequence[Any]) -> tuple[np.ndarray[Any, Any], ...]:
+    """In float64 once, instead of in every call."""
+    return tuple(np.asarray(part, np.float64) for part in parts)

@@ -1,0 +1,71 @@
+"""The platforms whose names are known and whose kernels are not written yet: what their probes find, and what to do."""
+from __future__ import annotations
+
+from glob import glob
+from importlib.util import find_spec
+from typing import ClassVar
+
+from .contract import CONTRACT, Availability, Options, Platform
+
+
+class Planned(Platform):
+    """Tells what this machine has and lacks for an accelerator. Never usable, so never constructed."""
+
+    contract = CONTRACT
+    chip: ClassVar[str]
+    nodes: ClassVar[tuple[str, ...]]
+    """Paths, as glob patterns, of which a machine with the chip has at least one."""
+    modules: ClassVar[dict[str, str]]
+    """Python modules that its kernels will need, and what installs them."""
+
+    @classmethod
+    def probe(cls, options: Options) -> Availability:
+        devices = [path for pattern in cls.nodes for path in sorted(glob(pattern))]
+        missing = [name for name in cls.modules if find_spec(name) is None]
+        found = f"found {cls.chip} ({devices[0]})" if devices else f"no {cls.chip} found (no {' or '.join(cls.nodes)})"
+        lacking = f", Python lacks {' and '.join(missing)}" if missing else ""
+        install = ". ".join(dict.fromkeys(cls.modules[name] for name in missing))
+        return Availability(
+            usable=False,
+            reason=f"{found}{lacking}; kernels for this platform are not part of this release yet",
+            remedy=f"Use platform 'cpu' or 'auto' meanwhile. {f'For a release that has them: {install}.' if install else ''}".strip(),
+        )
+
+
+class Cuda(Planned):
+    name = "cuda"
+    chip = "NVIDIA GPU"
+    nodes = ("/dev/nvidia[0-9]*", "/proc/driver/nvidia/gpus/*", "/dev/dxg")
+    modules: ClassVar = dict.fromkeys(("torch", "triton"), "pip install 'inferplane[cuda]'")
+
+
+class Rocm(Planned):
+    name = "rocm"
+    chip = "AMD GPU"
+    nodes = ("/dev/kfd",)
+    modules: ClassVar = dict.fromkeys(("torch", "triton"), "install AMD's ROCm builds of torch and triton, then "
+                                      "pip install 'inferplane[rocm]'")
+
+
+class Tpu(Planned):
+    name = "tpu"
+    chip = "Google TPU"
+    nodes = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+    modules: ClassVar = dict.fromkeys(("jax", "libtpu"), "pip install 'inferplane[tpu]'")
+
+
+class Xpu(Planned):
+    name = "xpu"
+    chip = "Intel GPU"
+    nodes = ("/sys/bus/pci/drivers/xe/0*", "/sys/bus/pci/drivers/i915/0*")
+    modules: ClassVar = dict.fromkeys(("torch", "triton"), "install Intel's XPU build of torch, then pip install 'inferplane[xpu]'")
+
+
+class Gaudi(Planned):
+    name = "gaudi"
+    chip = "Intel Gaudi"
+    nodes = ("/dev/accel/accel[0-9]*", "/dev/hl[0-9]*")
+    modules: ClassVar = {
+        "torch": "pip install 'inferplane[gaudi]'",
+        "habana_frameworks": "install Intel's Gaudi software, which brings habana_frameworks (it is not on PyPI)",
+    }

@@ -1,0 +1,215 @@
+"""Which platforms and kernel packs are installed, and the one that a name means. Nothing is kept between calls."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from stevedore.driver import DriverManager
+
+from ..errors import (
+    ConfigError,
+    InferplaneError,
+    PlatformError,
+    PlatformLoadError,
+    PlatformNotFound,
+    PlatformUnavailable,
+    suggest,
+)
+from ..ops import KernelPack
+from .contract import CONTRACT, Availability, Options, Platform
+
+PLATFORMS = "inferplane.platforms"
+KERNELS = "inferplane.kernels"
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One platform as its entry point and its probe describe it. `contract` and `preference` need a class that loads."""
+
+    name: str
+    distribution: str
+    usable: bool
+    reason: str
+    remedy: str = ""
+    contract: tuple[int, int] | None = None
+    preference: int | None = None
+
+
+def named(text: str, *, threads: int | None = None) -> Platform:
+    """The platform that `text` names, ready for use: "cpu", "cuda:1", "cuda:interpreted" or "auto".
+
+    Raises PlatformNotFound, PlatformUnavailable or PlatformLoadError, each with the reason and the remedy.
+    """
+    name, _, rest = text.strip().partition(":")
+    options = _options(text, rest, threads)
+    if name == AUTO:
+        if rest:
+            raise ConfigError(f"platform {text!r}: {AUTO!r} takes no options, found {rest!r}. Name the platform they are for.")
+        return _first_usable(options)
+    platform = _load(name)
+    availability = _probe(platform, options)
+    if not availability.usable:
+        raise PlatformUnavailable(f"platform {name!r} cannot run here: {_said(availability)}")
+    return platform(options)
+
+
+def names() -> list[str]:
+    """Every registered platform; none is loaded."""
+    return sorted({entry.name for entry in _entries(PLATFORMS)})
+
+
+def listing() -> list[Registered]:
+    """Every registered platform, usable or not, in the order in which `auto` looks. All of them are loaded."""
+    found = [_registered(name) for name in names()]
+    return sorted(found, key=lambda one: (one.preference is None, -(one.preference or 0), one.name))
+
+
+def kernel_packs(platform: str) -> list[KernelPack]:
+    """The installed packs for one platform, by name. Packs of other platforms are not even loaded.
+
+    An entry point is named `<platform>.<anything>`; it is a KernelPack, or a callable that returns one.
+    Raises PlatformLoadError for a pack that cannot be used: a kernel that somebody installed is never dropped silently.
+    """
+    packs = []
+    for entry in sorted(_entries(KERNELS), key=lambda entry: entry.name):
+        target, dot, _ = entry.name.partition(".")
+        if not dot:
+            raise PlatformLoadError(f"kernel pack {_origin(entry)}: entry points of {KERNELS} are named <platform>.<anything>, "
+                                    f"for instance 'cpu.{entry.name}'. Rename it in that package, or uninstall it.")
+        if target == platform:
+            packs.append(_pack(entry, platform))
+    return packs
+
+
+class _Driver(DriverManager[Any]):
+    """Reads entry points afresh: stevedore's cache on disk misses what was reinstalled within two minutes."""
+
+    def list_entry_points(self) -> list[metadata.EntryPoint]:
+        return list(_entries(self.namespace))
+
+
+def _entries(group: str) -> Iterator[metadata.EntryPoint]:
+    seen = set()
+    for entry in metadata.entry_points(group=group):
+        if (entry.name, entry.value) not in seen:
+            seen.add((entry.name, entry.value))
+            yield entry
+
+
+def _driver(group: str, what: str, entry: metadata.EntryPoint) -> Any:
+    """The object that one entry point names, and no other."""
+    try:
+        return _Driver(group, entry.name).driver
+    except InferplaneError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PlatformLoadError(f"{what} {_origin(entry)} failed while loading: {type(error).__name__}: {error}. "
+                                "Repair or uninstall that package.") from error
+
+
+def _load(name: str) -> type[Platform]:
+    entries = [entry for entry in _entries(PLATFORMS) if entry.name == name]
+    if not entries:
+        raise PlatformNotFound(f"platform {name!r} is not installed. {suggest(name, [*names(), AUTO])}")
+    if len(entries) > 1:
+        origins = " and ".join(_origin(entry) for entry in entries)
+        raise PlatformLoadError(f"platform {name!r} is registered twice: {origins}. Uninstall one of the packages.")
+    [entry] = entries
+    platform = _driver(PLATFORMS, "platform", entry)
+    if not (isinstance(platform, type) and issubclass(platform, Platform)):
+        raise PlatformLoadError(f"platform {_origin(entry)} is {platform!r}, and must be a subclass of {Platform.__module__}.Platform.")
+    if platform.contract[0] != CONTRACT[0]:
+        raise PlatformLoadError(f"platform {_origin(entry)} speaks contract {_version(platform.contract)}, and this inferplane "
+                                f"{_version(CONTRACT)}. Install releases of the two whose first numbers agree.")
+    if platform.name != name:
+        raise PlatformLoadError(f"platform {_origin(entry)} calls itself {platform.name!r}. "
+                                "Its entry point and its class must agree on the name.")
+    return platform
+
+
+def _probe(platform: type[Platform], options: Options) -> Availability:
+    try:
+        return platform.probe(options)
+    except InferplaneError:
+        raise
+    except Exception as error:
+        raise PlatformLoadError(f"platform {platform.name!r}: its probe failed: {type(error).__name__}: {error}. "
+                                "Report it to whoever made the plugin.") from error
+
+
+def _first_usable(options: Options) -> Platform:
+    passed_over = []
+    for one in listing():
+        if one.preference is not None and one.preference < 0:
+            continue
+        if one.usable:
+            return _load(one.name)(options)
+        passed_over.append(f"{one.name}: {_said(one)}")
+    raise PlatformUnavailable("\n  ".join(["no platform can run here, asked for 'auto':", *(passed_over or ["none is installed"])]))
+
+
+def _registered(name: str) -> Registered:
+    distribution = ", ".join(sorted({_distribution(entry) for entry in _entries(PLATFORMS) if entry.name == name}))
+    try:
+        platform = _load(name)
+    except PlatformError as error:
+        return Registered(name, distribution, False, str(error))
+    facts = {"contract": platform.contract, "preference": platform.preference}
+    try:
+        availability = _probe(platform, Options())
+    except InferplaneError as error:
+        return Registered(name, distribution, False, str(error), **facts)
+    return Registered(name, distribution, availability.usable, availability.reason, availability.remedy, **facts)
+
+
+def _pack(entry: metadata.EntryPoint, platform: str) -> KernelPack:
+    found = _driver(KERNELS, "kernel pack", entry)
+    if not isinstance(found, KernelPack) and callable(found):
+        try:
+            found = found()
+        except Exception as error:
+            raise PlatformLoadError(f"kernel pack {_origin(entry)} failed: {type(error).__name__}: {error}. "
+                                    "Repair or uninstall that package.") from error
+    if not isinstance(found, KernelPack):
+        raise PlatformLoadError(f"kernel pack {_origin(entry)} gave {found!r}, and must give an ops.KernelPack.")
+    if found.platform != platform:
+        raise PlatformLoadError(f"kernel pack {_origin(entry)} is for platform {found.platform!r}. "
+                                "Its entry point must begin with that name.")
+    return found
+
+
+def _options(text: str, rest: str, threads: int | None) -> Options:
+    """`cuda:1` -> text "1"; `cpu:threads=4,isa=avx2` -> threads 4, extra {"isa": "avx2"}."""
+    parts = [part.strip() for part in rest.split(",")] if rest else []
+    pairs = [part.partition("=") for part in parts if "=" in part]
+    extra = {key.strip(): value.strip() for key, _, value in pairs}
+    if any(not part for part in parts) or len(extra) != len(pairs) or "" in extra:
+        raise ConfigError(f"platform {text!r}: options after the colon are words or key=value, each once and with commas between. "
+                          "Write for instance 'cuda:1' or 'cpu:threads=4'.")
+    count = extra.pop("threads", None)
+    if count is not None:
+        if not count.isdecimal() or int(count) < 1:
+            raise ConfigError(f"platform {text!r}: threads must be an integer of at least 1, found {count!r}.")
+        if threads is not None and threads != int(count):
+            raise ConfigError(f"platform {text!r} says threads={count}, and the setting `threads` says {threads}. Give one of them.")
+        threads = int(count)
+    return Options(",".join(part for part in parts if "=" not in part), threads, extra)
+
+
+def _said(found: Availability | Registered) -> str:
+    return f"{found.reason.rstrip('.')}. {found.remedy}".strip()
+
+
+def _version(contract: tuple[int, int]) -> str:
+    return ".".join(map(str, contract))
+
+
+def _distribution(entry: metadata.EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
+
+
+def _origin(entry: metadata.EntryPoint) -> str:
+    return f"{entry.name!r} ({entry.value}, of {_distribution(entry)})"

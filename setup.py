@@ -1,0 +1,87 @@
+"""Packages, package data and the C++ kernels of the `cpu` platform; everything else stands in pyproject.toml."""
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+OUTSIDE = {"build", "ci", "dist", "docs", "tests"}
+NATIVE = Path("platforms/cpu/native")
+DATA = ["py.typed", "*.md", "*.toml", "checkpoint/*"]
+
+
+def packages() -> list[str]:
+    """Every folder whose parents, up to the root, all hold an `__init__.py` or packages: `inferplane.core.kv`, ..."""
+    found = ["inferplane"]
+    for folder, children, _ in os.walk(ROOT):
+        top = Path(folder) == ROOT
+        children[:] = sorted(c for c in children if c.isidentifier() and c != "__pycache__" and not (top and c in OUTSIDE))
+        found += [".".join(["inferplane", *path.relative_to(ROOT).parts])
+                  for path in (Path(folder, child) for child in children) if any(path.glob("*.py"))]
+    return found
+
+
+class ParallelBuild(build_ext):
+    """Compiles one extension's sources side by side, and says what an install without a compiler lacks."""
+
+    def build_extensions(self) -> None:
+        serial = self.compiler.compile
+
+        def compile_all(sources: list[str], *args: object, **kwargs: object) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = pool.map(lambda source: serial([source], *args, **kwargs), sources)
+                return [path for paths in objects for path in paths]
+
+        self.compiler.compile = compile_all
+        super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            print(
+                f"WARNING: the C++ kernels of platform cpu were not built ({type(error).__name__}: {error}).\n"
+                "WARNING: inferplane works without them, many times slower. Install a C++17 compiler (g++ or clang++) "
+                "and the Python headers, then reinstall. `inferplane platforms` tells which kernels are in use.",
+                file=sys.stderr,
+            )
+            raise
+
+
+def extensions() -> list[Extension]:
+    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("*.cpp"))
+    if not sources:
+        return []
+    import numpy
+
+    return [Extension(
+        "inferplane.platforms.cpu._native",
+        sources=sources,
+        depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("*.h")),
+        include_dirs=[str(NATIVE), numpy.get_include()],
+        extra_compile_args=["-O3", "-std=c++17", "-pthread", "-fvisibility=hidden"],
+        extra_link_args=["-pthread"],
+        language="c++",
+        optional=True,
+    )]
+
+
+# Built outside the tree: a stale build/ folder would put deleted modules into the next wheel.
+build_base = tempfile.mkdtemp(prefix="inferplane-build-")
+atexit.register(shutil.rmtree, build_base, ignore_errors=True)
+
+setup(
+    packages=packages(),
+    package_data={"": DATA},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": ParallelBuild},
+    options={"build": {"build_base": build_base}},
+)
