@@ -11,11 +11,12 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 OUTSIDE = {"build", "ci", "dist", "docs", "tests"}
+SCRIPTS = {"conftest", "noxfile", "setup"}
 NATIVE = Path("platforms/cpu/native")
-DATA = ["py.typed", "*.md", "*.toml", "checkpoint/*"]
 
 
 def packages() -> list[str]:
@@ -27,6 +28,19 @@ def packages() -> list[str]:
         found += [".".join(["inferplane", *path.relative_to(ROOT).parts])
                   for path in (Path(folder, child) for child in children) if any(path.glob("*.py"))]
     return found
+
+
+def package_data() -> dict[str, list[str]]:
+    data = {name: ["README.md", "*.toml"] for name in packages()[1:]}
+    return data | {"inferplane": ["py.typed"], "inferplane.model_zoo.tiny": ["README.md", "checkpoint/*"]}
+
+
+class Modules(build_py):
+    """Leaves out the scripts that lie beside the root package's modules."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)
+        return [(where, name, path) for where, name, path in found if package != "inferplane" or name not in SCRIPTS]
 
 
 class ParallelBuild(build_ext):
@@ -74,14 +88,14 @@ def extensions() -> list[Extension]:
     )]
 
 
-# Built outside the tree: a stale build/ folder would put deleted modules into the next wheel.
+# Built outside the tree: a stale build/ would put deleted modules into the next wheel, a stale egg-info old entry points on sys.path.
 build_base = tempfile.mkdtemp(prefix="inferplane-build-")
 atexit.register(shutil.rmtree, build_base, ignore_errors=True)
 
 setup(
     packages=packages(),
-    package_data={"": DATA},
+    package_data=package_data(),
     ext_modules=extensions(),
-    cmdclass={"build_ext": ParallelBuild},
-    options={"build": {"build_base": build_base}},
+    cmdclass={"build_ext": ParallelBuild, "build_py": Modules},
+    options={"build": {"build_base": build_base}, "egg_info": {"egg_base": build_base}},
 )

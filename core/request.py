@@ -112,7 +112,7 @@ class SamplingParams:
             put("max_tokens", _integer("max_tokens", self.max_tokens, 1, None, "Use None for as many as fit."))
         put("min_tokens", _integer("min_tokens", self.min_tokens, 0, None, "Use 0 for no minimum."))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise _wrong("min_tokens", f"at most max_tokens, {self.max_tokens}", self.min_tokens, "Lower it, or raise max_tokens.")
+            raise _wrong("min_tokens", f"at most max_tokens, {self.max_tokens}", self.min_tokens, "Lower it or raise max_tokens.")
         put("temperature", _real("temperature", self.temperature, 0.0, math.inf, "Use 0 for greedy."))
         put("top_k", max(0, _integer("top_k", self.top_k, -1, None, "Use 0 or -1 to turn it off.")))
         put("top_p", _real("top_p", self.top_p, 0.0, 1.0, "Use 1.0 to turn it off.", open_low=True))
@@ -213,7 +213,7 @@ class Request:
 def expand(request_id: str, prompt: Sequence[int] | np.ndarray, params: SamplingParams, *, eos_ids: Iterable[int],
            max_model_len: int, priority: int = 0, tenant: str = "", salt: Salt | None = None,
            arrival: float = 0.0, seed: int = 0) -> tuple[Request, ...]:
-    """The `n` sequences that `params` asks for; `seed` serves where they name none. What is too long is refused by `Scheduler.add`."""
+    """The `n` sequences that `params` asks for; `seed` serves where it names none. `Scheduler.check` refuses what is too long."""
     tokens = _prompt(prompt)
     limit = params.max_tokens if params.max_tokens is not None else max(1, max_model_len - len(tokens))
     stop_ids = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else frozenset(eos_ids))

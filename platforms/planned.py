@@ -24,11 +24,11 @@ class Planned(Platform):
         missing = [name for name in cls.modules if find_spec(name) is None]
         found = f"found {cls.chip} ({devices[0]})" if devices else f"no {cls.chip} found (no {' or '.join(cls.nodes)})"
         lacking = f", Python lacks {' and '.join(missing)}" if missing else ""
-        install = ". ".join(dict.fromkeys(cls.modules[name] for name in missing))
+        install = ", and ".join(dict.fromkeys(cls.modules[name] for name in missing))
         return Availability(
             usable=False,
             reason=f"{found}{lacking}; kernels for this platform are not part of this release yet",
-            remedy=f"Use platform 'cpu' or 'auto' meanwhile. {f'For a release that has them: {install}.' if install else ''}".strip(),
+            remedy=f"Use platform 'cpu' or 'auto' meanwhile.{f' A release that has them will need: {install}.' if install else ''}",
         )
 
 

@@ -77,3 +77,11 @@ class BlockPool:
                     self._cached[block] = None
                 else:
                     self._free.append(block)
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """The prefix index does not know these any more; those that nobody holds are free."""
+        for block in blocks:
+            self._indexed[block] = False
+            if self._holders[block] == 0:
+                del self._cached[block]
+                self._free.append(block)

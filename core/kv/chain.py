@@ -25,7 +25,7 @@ class Chain:
 
     def extend(self, tokens: np.ndarray) -> None:
         """Name every full block of tokens [known] int32."""
-        data = memoryview(tokens).cast("B")
+        data = tokens.data.cast("B")
         for index, origin, keys in zip(self._indexes, self.origins, self.keys, strict=True):
             index.extend(keys, origin, data)
         if self.keys and self.plain is not self.keys[0]:

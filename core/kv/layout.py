@@ -42,12 +42,11 @@ class Layout:
 
 
 def _bytes(groups: Sequence[StateGroup], blocks: Sequence[int], shape: Shape, itemsize: Mapping[str, int]) -> int:
-    """A recurrent group has one row per slot and the null slot; `block_bytes` counts block_tokens such rows."""
+    """A recurrent group has one row for each slot, the null slot too; a block's bytes are those of block_tokens rows."""
     total = 0
     for group, count in zip(groups, blocks, strict=True):
-        recurrent = group.kind == "recurrent"
-        rows = (shape.sequences + 1) / group.block_tokens if recurrent else count
-        total += round(rows * group.block_bytes(itemsize))
+        row = group.block_bytes(itemsize) // group.block_tokens
+        total += row * (shape.sequences + 1 if group.kind == "recurrent" else count * group.block_tokens)
     return total
 
 

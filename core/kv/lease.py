@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...ops.state import StateGroup
 from .blocks import BlockPool
 from .prefix import Node
 from .stats import Computed
@@ -65,7 +66,8 @@ class Lease:
     def held(self, group: PagedGroup) -> list[int]:
         """The group's blocks, last first."""
         g = group.position
-        return self.arrays[g][self.freed[g]:self.filled[g]][::-1].tolist()
+        blocks: list[int] = self.arrays[g][self.freed[g]:self.filled[g]][::-1].tolist()
+        return blocks
 
     def slide(self, group: PagedGroup, start: int) -> list[int]:
         """Drop the blocks that a token at `start` no longer reads, and return them, last first."""

@@ -16,6 +16,7 @@ from .prefix import Digest, Node, PrefixIndex, sha256
 from .salt import Salt
 from .stats import Computed, Eviction, KVStats, Reason
 
+
 class Hit:
     """What the index knows of a sequence: `tokens` can be taken over; paths[i] are the root and the nodes of index i."""
 
@@ -29,7 +30,9 @@ class Hit:
 class KVMemory:
     """Pools and prefix indexes. Holds no clock: `begin` says which plan the blocks are taken for."""
 
-    def __init__(self, groups: Sequence[StateGroup], blocks: Sequence[int], *, sharing: bool = True, digest: Digest = sha256) -> None:
+    def __init__(
+        self, groups: Sequence[StateGroup], blocks: Sequence[int], *, sharing: bool = True, digest: Digest = sha256,
+    ) -> None:
         self._group_count = len(groups)
         self._sharing = sharing and all(group.kind == "paged" for group in groups)
         self._paged: list[PagedGroup] = []
@@ -60,6 +63,11 @@ class KVMemory:
         """Whether prefixes are shared: not with recurrent groups, whose state stands in a slot and not in blocks."""
         return self._sharing
 
+    @property
+    def lead_tokens(self) -> int:
+        """Tokens of a block of index 0, by whose keys a leader is found; 0 if prefixes are not shared."""
+        return self.indexes[0].block_tokens if self._sharing else 0
+
     def begin(self, number: int, now: float) -> None:
         self._number, self._now = number, now
 
@@ -87,7 +95,7 @@ class KVMemory:
         index = self.indexes[number]
         node = index.find(None, chain.origins[number], chain.salt)
         path: list[Node] = []
-        data, width = memoryview(tokens).cast("B"), 4 * index.block_tokens
+        data, width = tokens.data.cast("B"), 4 * index.block_tokens
         for block, key in enumerate(chain.keys[number]):
             if node is None:
                 return path
@@ -186,7 +194,7 @@ class KVMemory:
     def commit(self, lease: Lease, chain: Chain, tokens: np.ndarray) -> None:
         """Make the full blocks of tokens [computed and known] findable, from the next plan on."""
         chain.extend(tokens)
-        data = memoryview(tokens).cast("B")
+        data = tokens.data.cast("B")
         for number, index in enumerate(self.indexes):
             width = 4 * index.block_tokens
             groups = [group for group in self._paged if group.index == number]
@@ -219,6 +227,16 @@ class KVMemory:
         node = self._owners[group.position].pop(block)
         self._evicted += 1
         self.indexes[group.index].evict(node, group.column, Eviction(group.name, self._number, self._now, self._taker))
+
+    def forget(self) -> None:
+        """Empty the index: what the blocks hold cannot be trusted. Nobody holds any."""
+        for group in self._paged:
+            owners = self._owners[group.position]
+            for node in owners.values():
+                self.indexes[group.index].displace(node, group.column)
+            group.pool.forget(list(owners))
+            owners.clear()
+        self.releases += 1
 
     # The account
 

@@ -56,6 +56,14 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._nodes)
 
+    def consistent(self) -> bool:
+        """Each node is used as often as it counts, and by nothing but blocks and children: true when nothing runs."""
+        children: dict[int, int] = {}
+        for node in self._nodes.values():
+            if node.parent is not None:
+                children[id(node.parent)] = children.get(id(node.parent), 0) + 1
+        return all(node.uses == sum(map(bool, node.blocks)) + children.get(id(node), 0) > 0 for node in self._nodes.values())
+
     def origin(self, salt: Salt) -> bytes:
         """The key of the root, before the first block."""
         return self._digest(DOMAIN + self.block_tokens.to_bytes(8, "little") + salt.encode())
@@ -104,8 +112,12 @@ class PrefixIndex:
 
     def evict(self, node: Node, group: int, eviction: Eviction) -> None:
         """The group's block is gone; its key and fate are remembered for a while."""
-        node.blocks[group] = 0
         self._remember(self._ghosts, node.key, eviction)
+        self.displace(node, group)
+
+    def displace(self, node: Node, group: int) -> None:
+        """The group has no block for these tokens any more."""
+        node.blocks[group] = 0
         self.unpin(node)
 
     def eviction(self, key: bytes) -> Eviction | None:

@@ -16,8 +16,8 @@ class RowPlan(NamedTuple):
     """One sequence's share of a step: tokens `start` to `length` are computed.
 
     slot: 1 to max_num_seqs, the sequence's own while it runs.
-    tokens [count] int32, read-only; [0] if `pending`: the one token is then still being drawn by the step before,
-    and the device has it in last_token[slot].
+    tokens [count] int32, read-only. pending: the one token is still being drawn by the step before; the device has it in
+    last_token[slot], and `tokens` is a 0 in its place.
     sample: the row reaches the end of its tokens, so one is drawn; it will stand at `position`.
     tables: for each StateGroup [blocks] int32, read-only and never changed later; 0 behind a window; [0] if recurrent.
     fresh: the slot was another sequence's, or this one's before a preemption; its state starts new.
@@ -26,7 +26,7 @@ class RowPlan(NamedTuple):
     request: Request
     slot: int
     start: int
-    count: int
+    count: int  # type: ignore[assignment]
     tokens: np.ndarray
     pending: bool
     sample: bool
@@ -73,7 +73,7 @@ class Update(NamedTuple):
 
     request: Request
     token: int | None
-    index: int
+    index: int  # type: ignore[assignment]
     reason: FinishReason | None = None
     kv: KVReport | None = None
 

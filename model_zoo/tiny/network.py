@@ -156,4 +156,5 @@ def save(network: Llama, folder: Path) -> None:
     """Writes the weights in bfloat16, whole or not at all."""
     weights = {name: array.detach().bfloat16().contiguous() for name, array in network.state_dict().items()}
     save_file(weights, folder / "model.safetensors.new", metadata={"format": "pt"})
+    (folder / "model.safetensors.new").chmod(0o644)
     (folder / "model.safetensors.new").replace(folder / "model.safetensors")

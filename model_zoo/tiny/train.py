@@ -5,7 +5,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +38,13 @@ CONFIG = {
     "torch_dtype": "float32",
 }
 SHORTEST_RECALL_TOKENS, FIRST_LIMIT_TOKENS, LAST_LIMIT_TOKENS = 60, 128, 1700
-SHORT_ROW_TOKENS, SHORT_BATCHES_SORTED = 160, 8
+SHORT_TOKENS = 160
 RECALL_SHARE = 0.6
 GROW_AT_ACCURACY, GROWTH = 0.95, 1.15
 DECAY_SHARE = 0.3
+BATCHES_SORTED = 10
+
+Encoded = tuple[list[int], list[bool]]  # a text's tokens, and whether each is to be learned
 
 
 @dataclass(frozen=True)
@@ -52,55 +55,46 @@ class Rows:
     learned: Tensor
 
 
-def encode(example: text.Chat | text.Plain, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+def encode(example: text.Chat | text.Plain, tokenizer: Tokenizer) -> Encoded:
     ids, learned = [], []
     for span in example.spans():
         new = tokenizer.encode(span.text).ids
         ids += new
         learned += [span.learned] * len(new)
-    return ids, learned
+    return ids[:CONTEXT_TOKENS], learned[:CONTEXT_TOKENS]
 
 
-def pad(encoded: list[tuple[list[int], list[bool]]]) -> Rows:
-    longest = min(CONTEXT_TOKENS, max(len(ids) for ids, _ in encoded))
+def pad(encoded: list[Encoded]) -> Rows:
+    longest = max(len(ids) for ids, _ in encoded)
     rows = Rows(torch.zeros(len(encoded), longest, dtype=torch.long), torch.zeros(len(encoded), longest, dtype=torch.bool))
     for row, (ids, learned) in enumerate(encoded):
-        rows.ids[row, : len(ids)] = torch.tensor(ids[:longest])
-        rows.learned[row, : len(ids)] = torch.tensor(learned[:longest])
+        rows.ids[row, : len(ids)] = torch.tensor(ids)
+        rows.learned[row, : len(ids)] = torch.tensor(learned)
     return rows
 
 
-def recall_rows(rng: random.Random, budget_tokens: int, limit_tokens: int, tokenizer: Tokenizer) -> Rows:
-    """Rows of one length up to `limit_tokens`, each with many questions about its context."""
-    tokens = limit_tokens if rng.random() < 0.5 else rng.randint(SHORTEST_RECALL_TOKENS, limit_tokens)
-    counts = CountTokens(tokenizer)
-    examples = []
-    for _ in range(max(1, budget_tokens // tokens)):
-        if rng.random() < 0.35:
-            example = text.recall_stream(rng, tokens, counts)
-        else:
-            example = text.recall(rng, tokens, counts, questions=rng.randint(1, 1 + tokens // 25))
-        examples.append(encode(example, tokenizer))
-    return pad(examples)
-
-
-def short_rows(rng: random.Random, budget_tokens: int, tokenizer: Tokenizer) -> Iterator[Rows]:
-    """Rows of the short skills without end, alike in length within a batch."""
-    counts, rows = CountTokens(tokenizer), budget_tokens // SHORT_ROW_TOKENS
+def batches(make: Callable[[], Encoded], budget_tokens: int, rng: random.Random) -> Iterator[Rows]:
+    """Batches of up to `budget_tokens` without end; rows of like length stand together, so that little is padding."""
     while True:
-        examples = [encode(text.conversation(rng, SHORT_ROW_TOKENS, counts), tokenizer) for _ in range(rows * SHORT_BATCHES_SORTED)]
-        examples.sort(key=lambda example: len(example[0]))
-        batches = [pad(examples[start : start + rows]) for start in range(0, len(examples), rows)]
-        rng.shuffle(batches)
-        yield from batches
+        pool, pool_tokens = [], 0
+        while pool_tokens < BATCHES_SORTED * budget_tokens:
+            pool.append(make())
+            pool_tokens += len(pool[-1][0])
+        groups: list[list[Encoded]] = [[]]
+        for encoded in sorted(pool, key=lambda encoded: len(encoded[0])):
+            if groups[-1] and (len(groups[-1]) + 1) * len(encoded[0]) > budget_tokens:
+                groups.append([])
+            groups[-1].append(encoded)
+        rng.shuffle(groups)
+        yield from map(pad, groups)
 
 
-@dataclass(frozen=True)
-class CountTokens:
-    tokenizer: Tokenizer
-
-    def __call__(self, sentence: str) -> int:
-        return len(self.tokenizer.encode(sentence).ids)
+def recall_example(rng: random.Random, limit_tokens: int, count_tokens: text.CountTokens) -> text.Chat | text.Plain:
+    """Up to `limit_tokens` tokens, with many questions about its context."""
+    tokens = limit_tokens if rng.random() < 0.5 else rng.randint(SHORTEST_RECALL_TOKENS, limit_tokens)
+    if rng.random() < 0.35:
+        return text.recall_stream(rng, tokens, count_tokens)
+    return text.recall(rng, tokens, count_tokens, questions=rng.randint(1, 1 + tokens // 25))
 
 
 def answer_loss(model: network.Llama, rows: Rows) -> tuple[Tensor, float]:
@@ -146,60 +140,82 @@ def write_settings(tokenizer: Tokenizer, folder: Path) -> dict:
     return config
 
 
-def train(folder: Path, state_path: Path, minutes: float, tokens_per_step: int, learning_rate: float, seed: int) -> network.Llama:
+@dataclass
+class Training:
+    """What training changes, and what a later run continues from."""
+
+    model: network.Llama
+    rules: list[torch.optim.Optimizer]
+    step: int = 0
+    seconds: float = 0.0
+    limit_tokens: float = FIRST_LIMIT_TOKENS
+    accuracy: float = 0.0  # of recall, averaged over some ten steps
+
+    def state(self) -> dict:
+        counters = (self.step, self.seconds, self.limit_tokens, self.accuracy)
+        return {"model": self.model.state_dict(), "rules": [rule.state_dict() for rule in self.rules], "counters": counters}
+
+    def restore(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        for rule, saved in zip(self.rules, state["rules"], strict=True):
+            rule.load_state_dict(saved)
+        self.step, self.seconds, self.limit_tokens, self.accuracy = state["counters"]
+
+    def take_step(self, learning_rate: float, recall: Rows, short: Rows) -> str:
+        """One update from a batch of each kind; returns a line to log."""
+        results = []
+        for rows in (recall, short):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, right = answer_loss(self.model, rows)
+            loss.backward()
+            results.append((loss.item(), right))
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for rule in self.rules:
+            rule.param_groups[0]["lr"] = learning_rate
+            rule.step()
+            rule.zero_grad()
+        self.step += 1
+        self.accuracy += 0.1 * (results[0][1] - self.accuracy)
+        if self.accuracy > GROW_AT_ACCURACY:
+            self.limit_tokens, self.accuracy = min(self.limit_tokens * GROWTH, LAST_LIMIT_TOKENS), self.accuracy - 0.02
+        kinds = zip((f"recall up to {int(self.limit_tokens)} tokens", "short"), results, strict=True)
+        scores = "  ".join(f"{kind}: loss {loss:.3f} right {right:.3f}" for kind, (loss, right) in kinds)
+        return f"step {self.step}  {self.seconds / 60:.1f} min  {scores}"
+
+
+def train(folder: Path, state_path: Path, minutes: float, tokens_per_step: int, learning_rate: float, seed: int) -> None:
     """Trains for `minutes`, saving every two of them; continues from `state_path` where it exists."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    if state_path.exists():
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    else:
-        tokenizer = train_tokenizer(sample_texts(rng))
+    resumed = state_path.exists()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json")) if resumed else train_tokenizer(sample_texts(rng))
     model = network.Llama(write_settings(tokenizer, folder))
-    rules = optimizers(model, learning_rate)
-    step, seconds, limit, accuracy = 0, 0.0, float(FIRST_LIMIT_TOKENS), 0.0
-    if state_path.exists():
-        state = torch.load(state_path)
-        model.load_state_dict(state["model"])
-        for rule, saved in zip(rules, state["rules"], strict=True):
-            rule.load_state_dict(saved)
-        step, seconds, limit, accuracy = state["counters"]
-        rng = random.Random(seed + step)
+    training = Training(model, optimizers(model, learning_rate))
+    if resumed:
+        training.restore(torch.load(state_path))
+        rng = random.Random(seed + training.step)
+
+    def count_tokens(sentence: str) -> int:
+        return len(tokenizer.encode(sentence).ids)
+
+    def save() -> None:
+        network.save(model, folder)
+        torch.save(training.state(), state_path)
+
     recall_tokens = int(RECALL_SHARE * tokens_per_step)
-    short = short_rows(rng, tokens_per_step - recall_tokens, tokenizer)
-    last, saved_at = time.monotonic(), seconds
-    while seconds < 60 * minutes:
-        for rule in rules:
-            rule.param_groups[0]["lr"] = learning_rate * schedule(seconds / (60 * minutes))
-        losses, hits = [], []
-        for rows in (recall_rows(rng, recall_tokens, int(limit), tokenizer), next(short)):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss, hit = answer_loss(model, rows)
-            loss.backward()
-            losses.append(loss.item())
-            hits.append(hit)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for rule in rules:
-            rule.step()
-            rule.zero_grad()
-        step += 1
-        accuracy += 0.1 * (hits[0] - accuracy)
-        if accuracy > GROW_AT_ACCURACY:
-            limit, accuracy = min(limit * GROWTH, LAST_LIMIT_TOKENS), accuracy - 0.02
+    recall = batches(lambda: encode(recall_example(rng, int(training.limit_tokens), count_tokens), tokenizer), recall_tokens, rng)
+    short = batches(lambda: encode(text.conversation(rng, SHORT_TOKENS, count_tokens), tokenizer), tokens_per_step - recall_tokens, rng)
+    last, saved_seconds = time.monotonic(), training.seconds
+    while training.seconds < 60 * minutes:
+        line = training.take_step(learning_rate * schedule(training.seconds / (60 * minutes)), next(recall), next(short))
         now = time.monotonic()
-        seconds, last = seconds + now - last, now
-        if step % 20 == 0:
-            print(
-                f"step {step}  {seconds / 60:.1f} min  recall up to {int(limit)} tokens: loss {losses[0]:.3f} right {hits[0]:.3f}  "
-                f"short: loss {losses[1]:.3f} right {hits[1]:.3f}",
-                flush=True,
-            )
-        if seconds - saved_at > 120:
-            saved_at = seconds
-            network.save(model, folder)
-            counters = (step, seconds, limit, accuracy)
-            torch.save({"model": model.state_dict(), "rules": [rule.state_dict() for rule in rules], "counters": counters}, state_path)
-    network.save(model, folder)
-    return network.load(folder)
+        training.seconds, last = training.seconds + now - last, now
+        if training.step % 20 == 0:
+            print(line, flush=True)
+        if training.seconds - saved_seconds > 120:
+            saved_seconds = training.seconds
+            save()
+    save()
 
 
 def main() -> None:

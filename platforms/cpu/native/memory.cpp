@@ -36,6 +36,8 @@ void free_pages(void* memory, int64_t bytes) {
     if (memory) munmap(memory, round_up(bytes, 4096));
 }
 
+Scratch::~Scratch() { free_pages(memory_, bytes_); }
+
 void* Scratch::reserve(int64_t bytes) {
     if (bytes > bytes_) {
         free_pages(memory_, bytes_);

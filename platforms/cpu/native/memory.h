@@ -19,7 +19,7 @@ void free_pages(void* memory, int64_t bytes);
 // A buffer that only grows, so that a steady state allocates nothing.
 class Scratch {
   public:
-    ~Scratch() { free_pages(memory_, bytes_); }
+    ~Scratch();
     template <class T> T* get(int64_t count) { return static_cast<T*>(reserve(count * sizeof(T))); }
 
   private:

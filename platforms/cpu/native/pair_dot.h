@@ -23,6 +23,9 @@ struct PairDot {
     static INFERPLANE_INLINE Floats<Isa> multiply(Vector left, Vector right, Floats<Isa> sum) {
         return {{Isa::f32(_mm512_dpbf16_ps(__m512(sum.part[0]), __m512bh(left.part[0]), __m512bh(right.part[0])))}};
     }
+    static INFERPLANE_INLINE void store_left(Left* to, Floats<Isa> v) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), __m256i(_mm512_cvtneps_pbh(__m512(v.part[0]))));
+    }
 };
 
 }  // namespace inferplane

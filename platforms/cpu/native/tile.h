@@ -39,6 +39,7 @@ template <class Isa_, class W> struct Single {
     static INFERPLANE_INLINE Floats<Isa> multiply(Vector left, Vector right, Floats<Isa> sum) {
         return multiply_add(left, right, sum);
     }
+    static INFERPLANE_INLINE void store_left(Left* to, Floats<Isa> v) { store<Isa>(to, v); }
 };
 
 // A pair of bfloat16 k per step and column, without a bfloat16 instruction: first the even k, then the odd.

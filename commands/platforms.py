@@ -1,0 +1,57 @@
+"""`inferplane platforms`: every registered platform, usable or not, and which kernels a model would get."""
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from . import settings
+
+EXAMPLES = """\
+examples:
+  inferplane platforms
+  inferplane platforms --json
+  inferplane platforms --platform cpu --model ./Llama-3.2-1B
+"""
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "platforms", help="list the platforms, and the kernels that a model gets", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="List every installed platform: whether it is usable here, why, and what to do about it. "
+                    "With --model, also the resolution table: which kernel serves each op, and why others were passed over.",
+    )
+    settings.add_engine(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..platforms import registry
+
+    rows = registry.listing()
+    choices = settings.resolution(args) if args.model is not None else None
+    if args.json:
+        told: dict[str, Any] = {"platforms": [asdict(row) for row in rows]}
+        if choices is not None:
+            told["kernels"] = choices
+        print(json.dumps(told, indent=2))
+        return 0
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("platform", "usable", "why", "what to do", title="Platforms, in the order in which `auto` looks", title_justify="left")
+    for row in rows:
+        table.add_row(row.name, "yes" if row.usable else "no", row.reason, row.remedy)
+    console.print(table, markup=False)
+    if choices is not None:
+        table = Table("op", "spec", "kernel", "calls", "passed over", title=f"Kernels for {args.model}", title_justify="left")
+        for choice in choices:
+            passed = "\n".join(f"{name}: {reason}" for name, reason in choice["passed"].items())
+            table.add_row(choice["op"], choice["spec"], choice["kernel"], str(choice["calls"]), passed)
+        console.print(table, markup=False)
+    return 0

@@ -1,0 +1,303 @@
+"""The engine: requests in from any thread; one thread of its own plans, submits, and hands out what was drawn."""
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..errors import EngineError, InferplaneError, RequestError
+from ..platforms.contract import Pending
+from .kv.salt import Salt
+from .kv.stats import KVStats
+from .output import Completion, RequestMetrics, RequestOutput, prompt_ids
+from .request import Key, Request, SamplingParams, expand
+from .runner import Runner
+from .scheduler.plan import StepPlan, Update
+from .scheduler.scheduler import Scheduler
+from .tokenizer import Tokenizer
+
+Sink = Callable[[RequestOutput | InferplaneError], None]
+"""Called from the engine's thread: with each growth of a streamed request, with the end of any, or with its error."""
+
+AHEAD = 2
+"""Steps in flight: the device computes one while the host plans and uploads the next."""
+
+
+class CheckedPrompt(NamedTuple):
+    """A prompt that `Engine.check` found runnable."""
+
+    text: str | None
+    tokens: Any
+    """[tokens] int32."""
+    params: SamplingParams
+
+
+@dataclass
+class _Entry:
+    """One request between its arrival and its end."""
+
+    sink: Sink
+    stream: bool
+    prompt: str | None
+    requests: tuple[Request, ...]
+    completions: tuple[Completion, ...]
+    arrival: float
+    first_token: float | None = None
+    kv: list[Any] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return all(completion.finish_reason for completion in self.completions)
+
+    def output(self, now: float) -> RequestOutput:
+        request, finished = self.requests[0], self.finished
+        metrics = RequestMetrics(self.arrival, self.first_token, now if finished else None, self.kv[0] if self.kv else None)
+        outputs = tuple(completion.output() for completion in self.completions)
+        return RequestOutput(request.request_id, self.prompt, prompt_ids(request.prompt), outputs, finished, metrics)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A moment's counts. `host_seconds` is the time spent planning, packing and handing out, over `steps` steps."""
+
+    running: int
+    waiting: int
+    steps: int
+    step_tokens: int
+    host_seconds: float
+    kv: KVStats
+
+
+class Engine:
+    """Owns the scheduler and the runner; every change of theirs happens on its thread.
+
+    tokenizer: None where only token ids come in and go out.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, tokenizer: Tokenizer | None, *, eos_ids: frozenset[int], max_model_len: int, seed: int = 0
+    ) -> None:
+        self.scheduler, self.runner, self.tokenizer = scheduler, runner, tokenizer
+        self.eos_ids, self.max_model_len = eos_ids, max_model_len
+        self._seeds = itertools.count(seed << 32)
+        self._names = itertools.count(1)
+        self._entries: dict[str, _Entry] = {}
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._broken: BaseException | None = None
+        self._steps = self._step_tokens = 0
+        self._host_seconds = 0.0
+        self._thread = threading.Thread(target=self._loop, name="inferplane-engine", daemon=True)
+        self._thread.start()
+
+    def check(self, prompt: Sequence[int] | str, params: SamplingParams) -> CheckedPrompt:
+        """Tokenize, and raise `RequestError` for what can never run. Any thread."""
+        if not isinstance(prompt, str):
+            text, tokens = None, prompt
+        elif self.tokenizer is None:
+            raise RequestError("a prompt was given as text, and this model has no tokenizer; give token ids")
+        else:
+            text, tokens = prompt, self.tokenizer.encode(prompt)
+        request = expand("check", tokens, params, eos_ids=self.eos_ids, max_model_len=self.max_model_len)[0]
+        self.scheduler.check(request)
+        vocab = self.runner.loaded.model.vocab_size
+        biased = [token for token, _ in params.logit_bias or ()]
+        for what, ids in (("the prompt", request.prompt), ("logit_bias", biased), ("stop_token_ids", params.stop_token_ids or ())):
+            if (highest := max(ids, default=0)) >= vocab:
+                raise RequestError(f"{what} has token id {highest}, and the vocabulary ends at {vocab - 1}; check the tokenizer")
+        return CheckedPrompt(text, request.prompt, params)
+
+    def submit(
+        self,
+        prompt: CheckedPrompt,
+        sink: Sink,
+        *,
+        stream: bool = False,
+        request_id: str | None = None,
+        priority: int = 0,
+        tenant: str = "",
+        salt: Salt | None = None,
+    ) -> str:
+        """Take a request; its id. Any thread."""
+        arrival = time.monotonic()
+        name = request_id if request_id is not None else f"request-{next(self._names)}"
+        requests = expand(
+            name, prompt.tokens, prompt.params, eos_ids=self.eos_ids, max_model_len=self.max_model_len,
+            priority=priority, tenant=tenant, salt=salt, arrival=arrival, seed=next(self._seeds),
+        )
+        completions = tuple(Completion(request, self.tokenizer, self.eos_ids) for request in requests)
+        entry = _Entry(sink, stream, prompt.text, requests, completions, arrival)
+        self._post(lambda: self._add(name, entry))
+        return name
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its sink gets what it has, with the reason "abort". An unknown id is ignored: it may just have ended."""
+        self._post(lambda: self._abort(request_id))
+
+    def call(self, function: Callable[[], Any], timeout_seconds: float | None = None) -> Any:
+        """Run a function on the engine's thread, between two steps, and give its result."""
+        done, answer = threading.Event(), {}
+
+        def run() -> None:
+            try:
+                answer["value"] = function()
+            except BaseException as error:
+                answer["error"] = error
+            done.set()
+
+        self._post(run)
+        while not done.wait(0.2 if timeout_seconds is None else timeout_seconds):
+            if timeout_seconds is not None or not self._thread.is_alive():
+                raise EngineError("the engine did not answer; it was closed, or a step takes long")
+        if "error" in answer:
+            raise answer["error"]
+        return answer["value"]
+
+    def stats(self) -> EngineStats:
+        return self.call(lambda: EngineStats(
+            self.scheduler.running_count, self.scheduler.waiting_count,
+            self._steps, self._step_tokens, self._host_seconds, self.scheduler.kv_stats(),
+        ))
+
+    def close(self) -> None:
+        """Abort what runs, and stop the thread. Idempotent, from any thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _post(self, message: Callable[[], None]) -> None:
+        with self._changed:
+            if self._closing or self._broken:
+                raise EngineError(f"the engine is closed{f': {self._broken}' if self._broken else ''}; make a new one")
+            self._inbox.append(message)
+            self._changed.notify()
+
+    # Below here: the engine's own thread.
+
+    def _loop(self) -> None:
+        flight: deque[tuple[StepPlan, Pending]] = deque()
+        try:
+            while self._receive(wait=not flight and not self.scheduler.has_unfinished):
+                started = time.perf_counter()
+                plan = self.scheduler.plan(time.monotonic())
+                if plan is not None:
+                    flight.append((plan, self.runner.submit(plan, self._drawn)))
+                    self._steps, self._step_tokens = self._steps + 1, self._step_tokens + plan.token_count
+                self._host_seconds += time.perf_counter() - started
+                if flight and (plan is None or len(flight) == AHEAD):
+                    self._settle(*flight.popleft())
+        except BaseException as error:
+            self._broken = error
+        finally:
+            self._shut_down(flight)
+
+    def _receive(self, wait: bool) -> bool:
+        """Take in what was posted. False: the engine is to stop."""
+        with self._changed:
+            while wait and not self._inbox and not self._closing:
+                self._changed.wait()
+            messages = list(self._inbox)
+            self._inbox.clear()
+            closing = self._closing
+        for message in messages:
+            message()
+        return not closing
+
+    def _shut_down(self, flight: deque[tuple[StepPlan, Pending]]) -> None:
+        with self._changed:
+            self._closing = True
+        for _, pending in flight:
+            try:
+                pending.result()
+            except Exception:
+                break
+        cause = f"a step failed: {self._broken}" if self._broken else "it was closed"
+        for entry in self._entries.values():
+            entry.sink(EngineError(f"the engine stopped before this request ended; {cause}"))
+        self._entries.clear()
+        self.runner.platform.close()
+
+    def _add(self, name: str, entry: _Entry) -> None:
+        if name in self._entries:
+            entry.sink(RequestError(f"request id {name!r} is already running; give each request an id of its own"))
+            return
+        now = time.monotonic()
+        try:
+            for request in entry.requests:
+                self.scheduler.add(request, now)
+        except InferplaneError as error:
+            self.scheduler.abort(name, now)
+            entry.sink(error)
+            return
+        self._entries[name] = entry
+
+    def _abort(self, name: str) -> None:
+        self._deliver_all(self.scheduler.abort(name, time.monotonic()))
+
+    def _settle(self, plan: StepPlan, pending: Pending) -> None:
+        """Wait for a step, and give each request what it gained. A step that fails ends its own requests only."""
+        try:
+            sampled = pending.result()
+        except Exception as error:
+            self._fail(plan, error)
+            return
+        started = time.perf_counter()
+        places = {plan.rows[row].key: place for place, row in enumerate(plan.samples)}
+        tokens = {row: int(sampled.tokens[place]) for place, row in enumerate(plan.samples)}
+        now = time.monotonic()
+        for update in self.scheduler.update(plan, tokens, now):
+            self._deliver(update, sampled, places.get(update.key, 0), now)
+        self._host_seconds += time.perf_counter() - started
+
+    def _deliver(self, update: Update, sampled: Any, place: int, now: float) -> None:
+        entry = self._entries.get(update.request.request_id)
+        if entry is None:
+            return
+        completion = entry.completions[update.request.sample_index]
+        if update.token is None:
+            completion.finish_reason = update.reason
+        elif completion.push(update.token, update.reason, sampled, place) and update.reason is None:
+            self._finish(entry, update.key, now)
+        if update.kv is not None:
+            entry.kv.append(update.kv)
+        entry.first_token = entry.first_token if entry.first_token is not None or update.token is None else now
+        self._tell(entry, now)
+
+    def _finish(self, entry: _Entry, key: Key, now: float) -> None:
+        """The engine saw a stop string, which the scheduler knows nothing of."""
+        ended = self.scheduler.finish(key, "stop", now)
+        if ended is not None and ended.kv is not None:
+            entry.kv.append(ended.kv)
+
+    def _deliver_all(self, updates: Sequence[Update]) -> None:
+        now = time.monotonic()
+        for update in updates:
+            self._deliver(update, None, 0, now)
+
+    def _tell(self, entry: _Entry, now: float) -> None:
+        finished = entry.finished
+        if finished:
+            del self._entries[entry.requests[0].request_id]
+        if finished or entry.stream:
+            entry.sink(entry.output(now))
+
+    def _fail(self, plan: StepPlan, error: Exception) -> None:
+        now = time.monotonic()
+        for name in dict.fromkeys(row.request.request_id for row in plan.rows):
+            entry = self._entries.pop(name, None)
+            self.scheduler.abort(name, now)
+            if entry is not None:
+                wrapped = EngineError(f"step {plan.number} failed with {type(error).__name__}: {error}; its requests were dropped")
+                wrapped.__cause__ = error
+                entry.sink(wrapped)
+        self.scheduler.update(plan, {}, now)
+
+    def _drawn(self, key: Key) -> Sequence[int]:
+        return self._entries[key.request_id].completions[key.sample_index].token_ids

@@ -1,0 +1,35 @@
+"""Which class a model_type means: entry points of the group `inferplane.models`, loaded one at a time."""
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from stevedore.driver import DriverManager
+from stevedore.exception import NoMatches
+
+from ..errors import ModelError, ModelNotFound, suggest
+from ..model_zoo.base import Model
+
+GROUP = "inferplane.models"
+
+
+def model_types() -> list[str]:
+    """Every registered model_type; nothing is imported."""
+    return sorted({point.name for point in entry_points(group=GROUP)})
+
+
+def model_class(model_type: str) -> type[Model]:
+    """Raises `ModelNotFound` for an unknown model_type, `ModelError` for a plugin whose own code fails."""
+    try:
+        found = DriverManager(GROUP, model_type, on_load_failure_callback=_failed, warn_on_missing_entrypoint=False).driver
+    except NoMatches:
+        known = model_types()
+        remedy = "Install a package that brings it." if known else "Install inferplane itself: pip install -e ."
+        raise ModelNotFound(f"no model of model_type {model_type!r} is installed. {suggest(model_type, known)} {remedy}") from None
+    if not (isinstance(found, type) and issubclass(found, Model)):
+        raise ModelError(f"the entry point {model_type!r} of {GROUP} names {found!r}; it must name a subclass of {Model.__module__}.Model")
+    return found
+
+
+def _failed(manager: Any, point: Any, error: BaseException) -> None:
+    raise ModelError(f"the model {point.name!r} ({point.value}) cannot be imported: {error!r}. Update or remove the package that brings it.") from error

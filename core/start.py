@@ -1,0 +1,100 @@
+"""From settings to a running engine: platform, checkpoint, model, KV memory, scheduler, thread."""
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..ops import DTYPES
+from ..platforms import registry
+from ..platforms.contract import Platform
+from .chat import ChatTemplate
+from .checkpoint import Checkpoint
+from .config import CacheConfig, EngineConfig
+from .engine import Engine
+from .hub import locate
+from .kv.layout import Layout, Shape, layout_for_bytes, layout_for_tokens
+from .loader import Loaded, LoadOptions, Progress, Source, load
+from .runner import Runner
+from .scheduler.scheduler import Scheduler
+from .tokenizer import Tokenizer
+
+ITEMSIZE = {name: dtype.itemsize for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Started:
+    """A running engine, and what it was made of."""
+
+    engine: Engine
+    loaded: Loaded
+    layout: Layout
+    defaults: Mapping[str, Any]
+    """Sampling settings that the checkpoint recommends."""
+    chat_template: ChatTemplate | None = None
+    folder: Path | None = None
+
+
+def open_platform(config: EngineConfig) -> Platform:
+    return registry.named(config.execution.platform, threads=config.execution.threads)
+
+
+def open_source(config: EngineConfig) -> Checkpoint:
+    return Checkpoint.open(locate(config.model.model, revision=config.model.revision))
+
+
+def load_options(config: EngineConfig) -> LoadOptions:
+    return LoadOptions(
+        dtype=config.model.dtype, max_model_len=config.model.max_model_len, block_tokens=config.cache.block_size,
+        kernels=config.execution.kernels, deterministic=config.execution.deterministic,
+    )
+
+
+def start(config: EngineConfig, *, source: Source | None = None, progress: Progress | None = None) -> Started:
+    """Everything from settings to a thread that waits for requests.
+
+    source: weights from elsewhere than a checkpoint, which then has no tokenizer either. Raises an `InferplaneError`
+    whose message has the remedy; whatever was opened is closed again.
+    """
+    platform = open_platform(config)
+    try:
+        checkpoint = source or open_source(config)
+        loaded = load(checkpoint, platform, load_options(config), registry.kernel_packs(platform.name), progress)
+        scheduling = config.scheduler(loaded.max_model_len)
+        groups = loaded.model.states
+        shape = Shape(scheduling.max_num_seqs, loaded.max_model_len, scheduling.max_num_batched_tokens)
+        layout = _layout(config.cache, loaded, shape)
+        scheduler = Scheduler(scheduling, groups, layout.blocks)
+        runner = Runner(loaded, blocks=layout.blocks, slots=scheduling.max_num_seqs)
+        tokenizer: Tokenizer | None = None
+        eos_ids: frozenset[int] = frozenset()
+        defaults: Mapping[str, Any] = {}
+        template: ChatTemplate | None = None
+        folder: Path | None = None
+        if isinstance(checkpoint, Checkpoint):
+            folder = checkpoint.folder
+            words = locate(config.model.tokenizer) if config.model.tokenizer else folder
+            tokenizer, template = Tokenizer.load(words), ChatTemplate.load(words)
+            eos_ids, defaults = frozenset(checkpoint.generation.end_tokens or tokenizer.end_tokens), checkpoint.generation.sampling
+        seed = config.execution.seed if config.execution.seed is not None else secrets.randbits(31)
+        engine = Engine(scheduler, runner, tokenizer, eos_ids=eos_ids, max_model_len=loaded.max_model_len, seed=seed)
+    except BaseException:
+        platform.close()
+        raise
+    return Started(engine, loaded, layout, defaults, template, folder)
+
+
+def _layout(cache: CacheConfig, loaded: Loaded, shape: Shape) -> Layout:
+    """What was asked for; otherwise a fraction of the free memory, and no more than all slots at full length can use."""
+    groups = loaded.model.states
+    if cache.kv_cache_memory_gb is not None:
+        return layout_for_bytes(groups, int(cache.kv_cache_memory_gb * 1e9), shape, ITEMSIZE)
+    free = loaded.platform.memory().free
+    if free <= 0:
+        raise ConfigError(f"{loaded.platform.name} tells no free memory; set kv_cache_memory_gb")
+    most = layout_for_tokens(groups, shape.sequences * shape.length_tokens, shape, ITEMSIZE)
+    budget = int(free * cache.kv_cache_memory_fraction)
+    return most if most.memory_bytes <= budget else layout_for_bytes(groups, budget, shape, ITEMSIZE)

@@ -1,0 +1,165 @@
+"""The decoder most families are: grouped attention with rotary embeddings and a gated MLP, RMS norms before each."""
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..ops import (
+    AddRmsNorm, Add, Attention, Dim, Embedding, GatedActivation, Linear, QkvRopeWrite, RmsNorm, Rope,
+    StateArray, StateGroup, Weight, WeightTable, WriteKV,
+)
+from .base import Model
+from .config import ACTIVATIONS, Fields, read
+from .rotary import rotary
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Design:
+    """What sets one decoder apart from another: sizes, biases, norms, and each layer's window (None: full attention)."""
+
+    vocab: int
+    embed: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    epsilon: float
+    activation: str
+    tied: bool
+    windows: Sequence[int | None]
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+
+class Decoder(Model):
+    """The graph and the weight table of a `Design`. A family says how its config.json reads."""
+
+    @staticmethod
+    @abstractmethod
+    def design(config: Fields) -> Design:
+        """Raises `CheckpointError` for a config that does not describe this family."""
+
+    def __init__(self, config: Mapping[str, Any], *, dtype: str, block_tokens: int, max_model_len: int | None = None) -> None:
+        fields = read(config, self.model_type)
+        d = self.design(fields)
+        if d.heads % d.kv_heads:
+            raise fields.error("num_key_value_heads", f"must divide {d.heads} heads", "fetch the checkpoint again")
+        turn = rotary(fields, d.head_dim, fields.integer("max_position_embeddings", 2048), max_model_len)
+        self.vocab_size, self.num_layers, self.context_tokens = d.vocab, len(d.windows), turn.context_tokens
+        self.dtype, self.head_dim, self.qk_norm = dtype, d.head_dim, d.qk_norm
+
+        vocab, embed, mlp = Dim(d.vocab, "vocab"), Dim(d.embed, "embed"), Dim(d.mlp, "mlp")
+        heads, kv_heads = Dim(d.heads, "heads"), Dim(d.kv_heads, "kv_heads")
+        q_size, kv_size = Dim(d.heads * d.head_dim, "heads"), Dim(d.kv_heads * d.head_dim, "kv_heads")
+
+        self.embedding = Embedding(vocab=vocab, size=d.embed, dtype=dtype)
+        self.norm = RmsNorm(size=d.embed, epsilon=d.epsilon, dtype=dtype)
+        self.add_norm = AddRmsNorm(norm=self.norm)
+        self.add = Add(dtype=dtype)
+        self.qkv = Linear(input=embed, outputs=(q_size, kv_size, kv_size), dtype=dtype, bias=d.qkv_bias)
+        self.head_norm = RmsNorm(size=d.head_dim, epsilon=d.epsilon, dtype=dtype)
+        self.rope_write = QkvRopeWrite(
+            query=Rope(heads=heads, head_dim=d.head_dim, frequencies=turn.frequencies, dtype=dtype, scale=turn.factor),
+            key=Rope(heads=kv_heads, head_dim=d.head_dim, frequencies=turn.frequencies, dtype=dtype, scale=turn.factor),
+            write=WriteKV(kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim, dtype=dtype),
+        )
+        by_window = {window: Attention(
+            heads=heads, kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim,
+            scale=d.head_dim**-0.5, dtype=dtype, window=window,
+        ) for window in set(d.windows)}
+        self.attention = tuple(by_window[window] for window in d.windows)
+        self.out = Linear(input=q_size, outputs=(embed,), dtype=dtype, bias=d.out_bias)
+        self.gate_up = Linear(input=embed, outputs=(mlp, mlp), dtype=dtype, bias=d.mlp_bias)
+        self.activation = GatedActivation(kind=d.activation, dtype=dtype)
+        self.down = Linear(input=mlp, outputs=(embed,), dtype=dtype, bias=d.mlp_bias)
+        self.lm_head = Linear(input=embed, outputs=(vocab,), dtype=dtype, out_dtype="float32")
+
+        self.weights = WeightTable(
+            top={
+                "embed": self.embedding.weight("model.embed_tokens"),
+                "norm": self.norm.weight("model.norm"),
+                "head": self.lm_head.weight("model.embed_tokens" if d.tied else "lm_head"),
+            },
+            layers=[self._layer_weights(f"model.layers.{i}") for i in range(self.num_layers)],
+            ignored=(".rotary_emb.inv_freq", *(("lm_head.weight",) if d.tied else ())),
+        )
+        self.states = _groups(d, StateArray(d.kv_heads, d.head_dim, dtype), block_tokens)
+
+    def _layer_weights(self, at: str) -> dict[str, Weight]:
+        attn, mlp = f"{at}.self_attn", f"{at}.mlp"
+        norms = {"q_norm": self.head_norm.weight(f"{attn}.q_norm"), "k_norm": self.head_norm.weight(f"{attn}.k_norm")}
+        return {
+            "attn_norm": self.norm.weight(f"{at}.input_layernorm"),
+            "qkv": self.qkv.weight(f"{attn}.q_proj", f"{attn}.k_proj", f"{attn}.v_proj"),
+            **(norms if self.qk_norm else {}),
+            "out": self.out.weight(f"{attn}.o_proj"),
+            "mlp_norm": self.norm.weight(f"{at}.post_attention_layernorm"),
+            "gate_up": self.gate_up.weight(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            "down": self.down.weight(f"{mlp}.down_proj"),
+        }
+
+    def embed(self, ops: Any, w: Any, batch: Any) -> Any:
+        return ops.embedding(self.embedding, batch.tokens, w.embed)
+
+    def layer(self, i: int, ops: Any, x: Any, w: Any, batch: Any, state: Any) -> Any:
+        h = self._attend(i, ops, ops.rms_norm(self.norm, x, w.attn_norm), w, batch, state)
+        h, x = ops.add_rms_norm(self.add_norm, h, x, w.mlp_norm)
+        gate, up = ops.linear(self.gate_up, h, w.gate_up, batch)
+        h = ops.linear(self.down, ops.gated_activation(self.activation, gate, up), w.down, batch)
+        return ops.add(self.add, h, x)
+
+    def _attend(self, i: int, ops: Any, h: Any, w: Any, batch: Any, state: Any) -> Any:
+        """h [tokens, embed] -> [tokens, embed]."""
+        tokens = h.shape[0]
+        q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in ops.linear(self.qkv, h, w.qkv, batch))
+        if self.qk_norm:
+            q, k = ops.rms_norm(self.head_norm, q, w.q_norm), ops.rms_norm(self.head_norm, k, w.k_norm)
+        q = ops.qkv_rope_write(self.rope_write, q, k, v, state, batch)
+        mixed = ops.attention(self.attention[i], q, state, batch)
+        return ops.linear(self.out, mixed.reshape(tokens, -1), w.out, batch)
+
+    def head(self, ops: Any, w: Any, rows: Any) -> Any:
+        return ops.linear(self.lm_head, ops.rms_norm(self.norm, rows, w.norm), w.head, None)
+
+
+def standard(config: Fields, *, head_dim: int | None = None, **special: Any) -> Design:
+    """The fields that every family spells alike; `head_dim` is the family's default, otherwise embed / heads."""
+    embed, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    if head_dim is None and "head_dim" not in config and embed % heads:
+        raise config.error("num_attention_heads", f"must divide a hidden_size of {embed} where no head_dim is given", "add head_dim")
+    windows = special.pop("windows", (None,) * config.integer("num_hidden_layers"))
+    return Design(
+        vocab=config.integer("vocab_size"), embed=embed, mlp=config.integer("intermediate_size"),
+        heads=heads, kv_heads=config.integer("num_key_value_heads", heads),
+        head_dim=config.integer("head_dim", head_dim or embed // heads),
+        epsilon=config.real("rms_norm_eps", 1e-6), activation=config.choice("hidden_act", ACTIVATIONS, "silu"),
+        tied=config.flag("tie_word_embeddings"), windows=windows, **special,
+    )
+
+
+def qwen_windows(config: Fields) -> tuple[int | None, ...]:
+    """Each layer's window by `use_sliding_window`, `layer_types` and `max_window_layers`: the first so many layers see all."""
+    layers = config.integer("num_hidden_layers")
+    window = config.integer("sliding_window", 4096) if config.flag("use_sliding_window") else None
+    first = config.integer("max_window_layers", 28, least=0)
+    kinds = config.names("layer_types") or [SLIDING if window and i >= first else FULL for i in range(layers)]
+    if len(kinds) != layers or set(kinds) - {FULL, SLIDING}:
+        raise config.error("layer_types", f"must name {FULL} or {SLIDING} for each of {layers} layers", "fetch the checkpoint again")
+    if SLIDING in kinds and window is None:
+        raise config.error("layer_types", "names sliding layers while use_sliding_window is off", "make the two agree")
+    return tuple(window if kind == SLIDING else None for kind in kinds)
+
+
+def _groups(d: Design, array: StateArray, block_tokens: int) -> tuple[StateGroup, ...]:
+    """Layers of full attention are one group, those with a window another."""
+    groups = []
+    for name, window in [("full", None), *(("sliding", w) for w in sorted({w for w in d.windows if w is not None}))]:
+        if layers := tuple(i for i, own in enumerate(d.windows) if own == window):
+            groups.append(StateGroup(name, layers, {"k": array, "v": array}, window=window, block_tokens=block_tokens))
+    return tuple(groups)

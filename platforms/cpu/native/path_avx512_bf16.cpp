@@ -1,0 +1,41 @@
+// The AVX-512 path with the bfloat16 dot product: matrix kernels of its own, the rest of AVX-512.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+#include <vector>
+
+#include "dtype.h"
+#include "memory.h"
+#include "path.h"
+
+// Everything above is compiled for any processor, everything below for this one.
+#pragma GCC push_options
+// gcc 12 warns about its own intrinsics.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+#include "pair_dot.h"
+#include "path_kernel.h"
+
+namespace inferplane {
+
+// Only kernels over PairDot are instantiated here: no symbol is shared with the plain AVX-512 unit.
+const Path& avx512_bf16_path() {
+    static const Path path = [] {
+        Path made = avx512_path();
+        const int bfloat16 = int(DType::bfloat16);
+        made.name = "avx512_bf16";
+        made.linear[bfloat16] = linear_kernels<PairDot, bf16>("vdpbf16ps");
+        made.attend[bfloat16] = attend_task<PairDot, bf16>;
+        made.peak_bf16 = peak_rate<PairDot>;
+        return made;
+    }();
+    return path;
+}
+
+}  // namespace inferplane
+#pragma GCC pop_options
+#endif

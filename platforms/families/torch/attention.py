@@ -1,0 +1,111 @@
+"""write_kv, attention and qkv_rope_write over cells [blocks, kv_heads, block_tokens, dim].
+
+Queries are cut into tiles of one row each (ragged.py), so that prefill, decode and mixed rows are one program. A tile walks
+the blocks that its queries can see, some at a time, with a running softmax (Milakov and Gimelshein 2018):
+
+    peak' = max(peak, max s)    total' = total e^(peak - peak') + sum e^(s - peak')    sum' likewise, times values
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ....ops import Attention, Batch, QkvRopeWrite, WriteKV
+from .ragged import Tiles, bound, cut
+from .rows import rope
+
+TILE_TOKENS = 32
+"""Queries of a tile where a step holds more than one token of a row."""
+GATHERED_ELEMENTS = 2**25
+"""Bound on the keys and values that one turn of the walk gathers."""
+
+
+def write_kv(spec: WriteKV, k: torch.Tensor, v: torch.Tensor, cell: Any, batch: Batch) -> None:
+    slots, block_tokens = batch.groups[cell.group].slots, cell.k.shape[-2]
+    block, offset = torch.div(slots, block_tokens, rounding_mode="floor"), slots % block_tokens
+    cell.k[block, :, offset] = k.to(cell.k.dtype)
+    cell.v[block, :, offset] = v.to(cell.v.dtype)
+
+
+def attention(spec: Attention, q: torch.Tensor, cell: Any, batch: Batch, sinks: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+    """q [tokens, heads, key_dim] -> [tokens, heads, value_dim]; tokens of no row give zeros."""
+    tokens, shape = q.shape[0], batch.shape
+    out = q.new_zeros(tokens + 1, spec.heads.size, spec.value_dim)
+    if not tokens:
+        return out[:0]
+    tile = 1 if shape.longest_query == 1 else TILE_TOKENS
+    counts = batch.starts[1:] - batch.starts[:-1]
+    tiles = cut(counts, tile, bound(tokens, shape.rows, shape.longest_query, tile))
+    token = (batch.starts[tiles.group][:, None] + tiles.lane).clamp(max=tokens - 1)
+    positions = (batch.lengths - counts)[tiles.group][:, None] + tiles.lane
+    made = _walk(spec, q[token], positions, tiles, cell, batch.groups[cell.group].table, sinks)
+    out[torch.where(tiles.used, token, tokens)] = made.to(q.dtype)
+    return out[:tokens]
+
+
+def _walk(
+    spec: Attention, q: torch.Tensor, positions: torch.Tensor, tiles: Tiles, cell: Any, table: torch.Tensor, sinks: Any,
+) -> torch.Tensor:
+    """q [tiles, tile, heads, key_dim] -> [tiles, tile, heads, value_dim] in float32."""
+    count, tile = positions.shape
+    kv_heads, block_tokens = cell.k.shape[1], cell.k.shape[-2]
+    group = spec.heads.size // kv_heads
+    q = _by_head(q.float(), kv_heads)
+    lowest = torch.finfo(torch.float32).min
+    peak = q.new_full((count, kv_heads, group, tile), lowest)
+    total = torch.zeros_like(peak)
+    if sinks is not None:
+        peak, total = peak.copy_(sinks[0].float().reshape(kv_heads, group, 1)), total + 1
+    summed = q.new_zeros(count, kv_heads, group, tile, spec.value_dim)
+
+    first, width = _seen_columns(spec, positions, table.shape[1], block_tokens)
+    step = max(1, GATHERED_ELEMENTS // (count * kv_heads * block_tokens * (spec.key_dim + spec.value_dim)))
+    for start in range(0, width, step):
+        column = first[:, None] + torch.arange(start, min(start + step, width), device=q.device)
+        blocks = table[tiles.group[:, None], column.clamp(max=table.shape[1] - 1)]
+        place = (column[:, :, None] * block_tokens + torch.arange(block_tokens, device=q.device)).flatten(1)
+        visible = _visible(spec, positions, place) & tiles.used[:, :, None]
+        keys, values = _gathered(cell.k, blocks), _gathered(cell.v, blocks)
+        values = values.masked_fill(~visible.any(1)[:, None, :, None], 0)
+        scores = torch.matmul(q, keys.transpose(-1, -2)).unflatten(2, (group, tile)) * spec.scale
+        if spec.softcap is not None:
+            scores = spec.softcap * torch.tanh(scores / spec.softcap)
+        scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
+        higher = torch.maximum(peak, scores.amax(-1))
+        weights, fade = torch.exp(scores - higher[..., None]), torch.exp(peak - higher)
+        total = total * fade + weights.sum(-1)
+        summed = summed * fade[..., None] + torch.matmul(weights.flatten(2, 3), values).unflatten(2, (group, tile))
+        peak = higher
+    made = summed / total.masked_fill(total == 0, 1)[..., None]
+    return made.permute(0, 3, 1, 2, 4).reshape(count, tile, spec.heads.size, spec.value_dim)
+
+
+def _by_head(q: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """[tiles, tile, heads, dim] -> [tiles, kv_heads, group * tile, dim]."""
+    return q.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+
+
+def _gathered(array: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """[tiles, columns] block ids -> [tiles, kv_heads, columns * block_tokens, dim] in float32."""
+    return array[blocks].transpose(1, 2).flatten(2, 3).float()
+
+
+def _seen_columns(spec: Attention, positions: torch.Tensor, columns: int, block_tokens: int) -> tuple[torch.Tensor, int]:
+    """(first [tiles], how many) table columns that any query of a tile can see."""
+    if spec.window is None:
+        return torch.zeros_like(positions[:, 0]), columns
+    first = torch.div((positions[:, 0] - spec.window + 1).clamp(min=0), block_tokens, rounding_mode="floor")
+    return first, min(columns, (positions.shape[1] + spec.window - 2) // block_tokens + 2)
+
+
+def _visible(spec: Attention, positions: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """[tiles, tile, keys]: causal, and within the window."""
+    visible = place[:, None, :] <= positions[:, :, None]
+    return visible if spec.window is None else visible & (place[:, None, :] > positions[:, :, None] - spec.window)
+
+
+def qkv_rope_write(spec: QkvRopeWrite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cell: Any, batch: Batch) -> torch.Tensor:
+    write_kv(spec.write, rope(spec.key, k, batch), v, cell, batch)
+    return rope(spec.query, q, batch)

@@ -1,0 +1,73 @@
+"""linear: one matrix product, also for several weights that share their input; sums and biases stay in float32."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ....ops import Linear, Support
+from .arrays import TORCH, tensor
+from .supports import float_dtype
+
+
+def single(spec: Linear) -> Support:
+    return _plain(spec) or (f"{len(spec.outputs)} outputs need a fused weight" if len(spec.outputs) > 1 else None)
+
+
+def fused(spec: Linear) -> Support:
+    return _plain(spec) or ("one output needs no fused weight" if len(spec.outputs) == 1 else None)
+
+
+def _plain(spec: Linear) -> Support:
+    if spec.scheme is not None:
+        return f"scheme {spec.scheme!r} is not implemented in plain torch; only unquantized weights are"
+    if spec.reduce:
+        return "the input axis is sharded, and plain torch has no collectives; the platform brings its own kernel"
+    if spec.out_dtype not in (None, spec.dtype, "float32"):
+        return f"out_dtype {spec.out_dtype}; only {spec.dtype} and float32 are implemented"
+    return float_dtype(spec)
+
+
+def prepare(device: torch.device, spec: Linear, parts: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    """The tensors under each other [sum of outputs, input], and the biases behind each other [sum of outputs]."""
+    count, dtype = len(spec.outputs), TORCH[spec.dtype]
+    stacked = [parts[:count], parts[count:]] if spec.bias else [parts]
+    return tuple(torch.cat([tensor(part).to(dtype) for part in same]).to(device) for same in stacked)
+
+
+def product(device: torch.device) -> Any:
+    """multiply(x [tokens, input], weight [output, input]) -> float32, from inputs of any dtype, by what the device can do."""
+    try:
+        probe = torch.zeros(8, 8, dtype=torch.bfloat16, device=device)
+        torch.mm(probe, probe, out_dtype=torch.float32)
+    except (NotImplementedError, RuntimeError):
+        return _converted
+    return _accumulated
+
+
+def _converted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return F.linear(x.float(), weight.float())
+
+
+def _accumulated(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if x.dtype == torch.float32:
+        return F.linear(x, weight)
+    made = torch.mm(x.reshape(-1, x.shape[-1]), weight.t(), out_dtype=torch.float32)
+    return made.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def linear(widened: Any, spec: Linear, x: torch.Tensor, weight: Sequence[torch.Tensor], batch: Any) -> Any:
+    """x [tokens, input] -> [tokens, output], or views of one product, [tokens, output] each."""
+    if spec.out_dtype in (None, spec.dtype):
+        y = F.linear(x, *weight)
+    else:
+        y = widened(x, weight[0])
+        y = y + weight[1].float() if spec.bias else y
+    return y if len(spec.outputs) == 1 else y.split([dim.size for dim in spec.outputs], dim=-1)
+
+
+def run(device: torch.device) -> Any:
+    return partial(linear, product(device))

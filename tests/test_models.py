@@ -1,0 +1,278 @@
+"""Each model family computes what transformers computes: logits, greedy tokens, rotary scaling, windows, odd shapes."""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inferplane.core.checkpoint import Checkpoint
+from inferplane.core.graph import Graph, Weights
+from inferplane.core.trace import trace
+from inferplane.errors import CheckpointError
+from inferplane.model_zoo.base import Model
+from inferplane.model_zoo.llama import Llama
+from inferplane.model_zoo.mistral import Mistral
+from inferplane.model_zoo.qwen2 import Qwen2
+from inferplane.model_zoo.qwen3 import Qwen3
+from inferplane.ops import Spec, empty
+from inferplane.ops.batch import BatchShape
+
+FAMILIES: dict[str, type[Model]] = {model.model_type: model for model in (Llama, Qwen2, Qwen3, Mistral)}
+BLOCK = 16
+STEPS = 64
+MIXED = ["full_attention", "sliding_attention", "sliding_attention"]
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-head-dim-80": ("llama", {"head_dim": 80}),
+    "llama-multi-query": ("llama", {"num_key_value_heads": 1}),
+    "llama-no-grouping": ("llama", {"num_key_value_heads": 6}),
+    "llama-gelu": ("llama", {"hidden_act": "gelu"}),
+    "llama-gelu-tanh": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-seven-per-kv-head": ("qwen2", {"num_attention_heads": 14, "num_key_value_heads": 2, "hidden_size": 56, "tie_word_embeddings": True}),
+    "qwen2-upper-layers-slide": ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    "qwen2-all-layers-slide": ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-biases": ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
+    "qwen3-layer-types": ("qwen3", {"use_sliding_window": True, "sliding_window": 11, "layer_types": MIXED}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-window-7": ("mistral", {"sliding_window": 7, "head_dim": 16}),
+    "mistral-window-1": ("mistral", {"sliding_window": 1}),
+}
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default", "rope_theta": 500.0},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    "yarn-mscale": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.707, "mscale_all_dim": 1.3},
+    "yarn-attention-factor": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.25},
+    "yarn-betas": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16, "beta_slow": 2},
+    "yarn-no-truncation": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "truncate": False},
+}
+
+
+class ReferenceOps:
+    """The facade `ops` over each spec's own float64 reference."""
+
+    def __getattr__(self, op: str) -> Any:
+        if op not in Spec.families:
+            raise AttributeError(op)
+        return lambda spec, *arrays: spec.reference(*arrays)
+
+
+@dataclass
+class Cell:
+    group: int
+    k: np.ndarray[Any, Any]
+    v: np.ndarray[Any, Any]
+
+
+class Score:
+    """One sequence, as far as it has come."""
+
+    def __init__(self, folder: Path, context: int, max_model_len: int | None = None) -> None:
+        source = Checkpoint.open(folder)
+        self.model = FAMILIES[source.model_type](source.config, dtype="float32", block_tokens=BLOCK, max_model_len=max_model_len)
+        source.check(self.model.weights)
+        table = self.model.weights
+        read = {path: tuple(source.tensor(part.name) for part in weight.parts) for path, weight in _paths(table)}
+        self.weights = Weights(
+            {name: read[name] for name in table.top},
+            [{name: read[f"{i}.{name}"] for name in layer} for i, layer in enumerate(table.layers)],
+        )
+        self.blocks, self.done = -(-context // BLOCK), 0
+        cells = {}
+        for place, group in enumerate(self.model.states):
+            shapes = {name: (1 + self.blocks, array.heads, BLOCK, array.dim) for name, array in group.arrays.items()}
+            cells |= {layer: Cell(place, np.zeros(shapes["k"]), np.zeros(shapes["v"])) for layer in group.layers}
+        self.state = [cells[i] for i in range(self.model.num_layers)]
+        self.graph = Graph(self.model, ReferenceOps())
+
+    def push(self, tokens: list[int]) -> np.ndarray[Any, Any]:
+        """[tokens, vocab] logits."""
+        count = len(tokens)
+        packed, batch, sampling = empty(BatchShape(count, 1, count, (self.blocks,) * len(self.model.states), count))
+        batch.tokens[:], batch.sample[:] = tokens, np.arange(count)
+        batch.positions[:] = np.arange(self.done, self.done + count)
+        batch.starts[:], batch.lengths[:] = [0, count], [self.done + count]
+        for group in batch.groups:
+            group.table[:] = np.arange(1, 1 + self.blocks)
+            group.slots[:] = BLOCK + batch.positions
+        self.done += count
+        return self.graph.score(self.weights, self.state, batch, sampling)
+
+
+def _paths(table: Any) -> list[tuple[str, Any]]:
+    return [*table.top.items(), *((f"{i}.{name}", weight) for i, layer in enumerate(table.layers) for name, weight in layer.items())]
+
+
+def prompt(vocab: int = 131, tokens: int = 40) -> list[int]:
+    return [int(token) for token in np.random.default_rng(7).integers(0, vocab, tokens)]
+
+
+def expected_logits(model: Any, tokens: list[int]) -> np.ndarray[Any, Any]:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].numpy()
+
+
+def worst(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
+    """The largest error, relative to the largest logit."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.fixture(params=CASES, ids=list(CASES))
+def case(request: Any, checkpoints: ModuleType, tmp_path: Path) -> tuple[Path, Any]:
+    family, config = CASES[request.param]
+    return tmp_path, checkpoints.write(tmp_path, family, **config)
+
+
+def test_logits_and_greedy_tokens_are_those_of_transformers(case: tuple[Path, Any], record_property: Any) -> None:
+    import torch
+
+    folder, model = case
+    start = prompt()
+    told = model.generate(torch.tensor([start]), do_sample=False, min_new_tokens=STEPS, max_new_tokens=STEPS, pad_token_id=0)[0].tolist()
+    score = Score(folder, len(told))
+    logits = score.push(start)
+    error = worst(logits, expected_logits(model, start))
+    record_property("worst_relative_error", error)
+    assert error < 1e-4
+
+    tokens = [int(logits[-1].argmax())]
+    while len(tokens) < STEPS:
+        tokens.append(int(score.push(tokens[-1:])[-1].argmax()))
+    assert tokens == told[len(start):]
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=list(ROPES))
+def test_every_rotary_scaling_gives_the_logits_of_transformers(rope: dict[str, Any], checkpoints: ModuleType, tmp_path: Path) -> None:
+    model = checkpoints.write(tmp_path, "llama", head_dim=32, rope_parameters=dict(rope), num_hidden_layers=2)
+    tokens = prompt(tokens=120)
+    assert worst(Score(tmp_path, 120).push(tokens), expected_logits(model, tokens)) < 1e-4
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=list(ROPES))
+@pytest.mark.parametrize("form", ["rope_parameters", "rope_scaling", "rope_scaling-type"])
+def test_frequencies_and_factor_are_those_of_transformers_in_either_form(rope: dict[str, Any], form: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config: dict[str, Any] = {"model_type": "llama", "hidden_size": 256, "num_attention_heads": 2, "num_hidden_layers": 1,
+                              "vocab_size": 8, "intermediate_size": 8, "max_position_embeddings": 256}
+    scaling = dict(rope)
+    if form == "rope_parameters":
+        config["rope_parameters"] = scaling
+    else:
+        config["rope_theta"] = scaling.pop("rope_theta", 10000.0)
+        if form.endswith("-type"):
+            scaling["type"] = scaling.pop("rope_type")
+        config["rope_scaling"] = scaling if len(scaling) > 1 else None
+    theirs = transformers.LlamaConfig.from_dict(json.loads(json.dumps(config)))
+    kind = theirs.rope_parameters["rope_type"]
+    default = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding.compute_default_rope_parameters
+    frequencies, factor = (default if kind == "default" else ROPE_INIT_FUNCTIONS[kind])(theirs)
+    ours = Llama(config, dtype="float32", block_tokens=16).rope_write.query
+    np.testing.assert_allclose(ours.frequencies, frequencies.numpy(), rtol=3e-7)
+    assert ours.scale == pytest.approx(factor, rel=1e-12)
+
+
+def test_dynamic_scaling_is_fixed_at_the_longest_sequence_served(checkpoints: ModuleType, tmp_path: Path) -> None:
+    model = checkpoints.write(tmp_path, "llama", rope_parameters=dict(ROPES["dynamic"]), max_position_embeddings=64)
+    tokens = prompt(tokens=150)
+    long = Score(tmp_path, 150, max_model_len=150)
+    assert long.model.context_tokens == 150
+    assert worst(long.push(tokens), expected_logits(model, tokens)) < 1e-4
+    short = checkpoints.build("llama", rope_parameters=dict(ROPES["dynamic"]), max_position_embeddings=64)
+    for served in (None, 40, 64):
+        assert worst(Score(tmp_path, 64, max_model_len=served).push(tokens[:64]), expected_logits(short, tokens[:64])) < 1e-4
+
+
+@pytest.mark.parametrize(("family", "config", "tokens"), [
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}, 1024),
+    ("llama", {"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 64}}, 256),
+    ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}}, 1024),
+    ("llama", {}, 256),
+], ids=["linear", "llama3", "yarn", "default"])
+def test_the_context_is_what_the_scaling_was_made_for(family: str, config: dict[str, Any], tokens: int) -> None:
+    assert FAMILIES[family](_config(family, **config), dtype="float32", block_tokens=16).context_tokens == tokens
+
+
+def test_a_config_in_the_old_form_is_read_like_one_in_the_new(checkpoints: ModuleType, tmp_path: Path) -> None:
+    model = checkpoints.write(tmp_path, "qwen2", rope_parameters={"rope_type": "default", "rope_theta": 77.0})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    config["torch_dtype"] = config.pop("dtype")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert worst(Score(tmp_path, 40).push(prompt()), expected_logits(model, prompt())) < 1e-4
+
+
+def _config(family: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "model_type": family, "architectures": ["AnyForCausalLM"], "vocab_size": 131, "hidden_size": 48, "intermediate_size": 80,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256, **changes,
+    }
+
+
+@pytest.mark.parametrize(("family", "changes", "groups"), [
+    ("llama", {}, [("full", (0, 1, 2), None)]),
+    ("mistral", {}, [("sliding", (0, 1, 2), 4096)]),
+    ("mistral", {"sliding_window": None}, [("full", (0, 1, 2), None)]),
+    ("qwen2", {"sliding_window": 9}, [("full", (0, 1, 2), None)]),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}, [("full", (0, 1), None), ("sliding", (2,), 9)]),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "layer_types": MIXED[::-1]}, [("full", (2,), None), ("sliding", (0, 1), 9)]),
+], ids=["llama", "mistral-silent", "mistral-null", "qwen2-off", "qwen3-upper", "qwen2-layer-types"])
+def test_layers_of_one_lifetime_are_one_state_group(family: str, changes: dict[str, Any], groups: list[Any]) -> None:
+    model = FAMILIES[family](_config(family, **changes), dtype="bfloat16", block_tokens=32)
+    assert [(group.name, group.layers, group.window) for group in model.states] == groups
+    assert all(array.dtype == "bfloat16" and array.heads == 2 for group in model.states for array in group.arrays.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_graph_traces_with_every_declared_weight_in_use(family: str) -> None:
+    traced = trace(FAMILIES[family](_config(family, tie_word_embeddings=True), dtype="bfloat16", block_tokens=16))
+    assert {spec.op for spec in traced.specs} >= {"embedding", "linear", "qkv_rope_write", "attention", "add_rms_norm", "gated_activation"}
+    assert [use.weight.tensors[0].name for use in traced.uses].count("model.embed_tokens.weight") == 2
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "activation": ("llama", {"hidden_act": "quick_gelu"}, "'hidden_act'.*quick_gelu.*silu"),
+    "rope-type": ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope.*yarn"),
+    "rope-key": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "facter": 3}}, "facter.*factor"),
+    "rope-factor": ("llama", {"rope_scaling": {"rope_type": "linear"}}, "factor"),
+    "rope-per-layer-type": ("qwen2", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "full_attention"),
+    "partial-rotation": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor.*0.5"),
+    "pretraining-tp": ("llama", {"pretraining_tp": 4}, "pretraining_tp.*4.*set it to 1"),
+    "quantized": ("qwen2", {"quantization_config": {"quant_method": "awq"}}, "quantization_config.*awq.*unquantized"),
+    "remote-code": ("llama", {"auto_map": {"AutoModelForCausalLM": "x.Y"}}, "auto_map"),
+    "window-in-llama": ("llama", {"sliding_window": 128}, "sliding_window.*128.*mistral"),
+    "no-such-layer-type": ("qwen3", {"layer_types": ["chunked_attention"] * 3}, "layer_types"),
+    "too-few-layer-types": ("qwen3", {"layer_types": ["full_attention"]}, "3 layers"),
+    "sliding-without-window": ("qwen2", {"layer_types": MIXED}, "use_sliding_window"),
+    "window-0": ("mistral", {"sliding_window": 0}, "sliding_window.*at least 1"),
+    "mistral-mixed": ("mistral", {"layer_types": MIXED}, "layer_types"),
+    "other-family": ("llama", {"model_type": "qwen2"}, "model_type.*llama"),
+    "classifier": ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
+    "heads": ("llama", {"num_attention_heads": 5}, "num_attention_heads.*head_dim"),
+    "groups": ("llama", {"num_key_value_heads": 4}, "num_key_value_heads.*6 heads"),
+    "odd-head-dim": ("llama", {"head_dim": 7}, "head_dim.*even"),
+    "text-for-number": ("llama", {"hidden_size": "48"}, "hidden_size.*'48'"),
+    "nothing": ("llama", {"vocab_size": None}, "vocab_size.*None"),
+}
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), REFUSED.values(), ids=list(REFUSED))
+def test_what_cannot_be_computed_right_is_refused_by_name_with_a_remedy(family: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        FAMILIES[family](_config(family, **changes), dtype="float32", block_tokens=16)
+    assert "Remedy" in str(caught.value)
