@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .core.engine import LLM, AsyncEngine
+    from .core.async_engine import AsyncEngine
+    from .core.llm import LLM
     from .core.request import SamplingParams
     from .errors import InferplaneError
 
 # Imported on first use: `import inferplane` and `inferplane --help` stay fast.
 _HOMES = {
-    "LLM": ".core.engine",
-    "AsyncEngine": ".core.engine",
+    "LLM": ".core.llm",
+    "AsyncEngine": ".core.async_engine",
     "SamplingParams": ".core.request",
     "InferplaneError": ".errors",
     "errors": ".errors",

@@ -61,6 +61,9 @@ class ParallelBuild(build_ext):
         try:
             super().build_extension(ext)
         except Exception as error:
+            if self.editable_mode:
+                for stale in (ROOT / NATIVE.parent).glob("_native*.so"):
+                    stale.unlink()
             print(
                 f"WARNING: the C++ kernels of platform cpu were not built ({type(error).__name__}: {error}).\n"
                 "WARNING: inferplane works without them, many times slower. Install a C++17 compiler (g++ or clang++) "
@@ -74,13 +77,13 @@ def extensions() -> list[Extension]:
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("*.cpp"))
     if not sources:
         return []
-    import numpy
+    import numpy as np
 
     return [Extension(
         "inferplane.platforms.cpu._native",
         sources=sources,
         depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("*.h")),
-        include_dirs=[str(NATIVE), numpy.get_include()],
+        include_dirs=[np.get_include()],
         extra_compile_args=["-O3", "-std=c++17", "-pthread", "-fvisibility=hidden"],
         extra_link_args=["-pthread"],
         language="c++",
@@ -88,7 +91,7 @@ def extensions() -> list[Extension]:
     )]
 
 
-# Built outside the tree: a stale build/ would put deleted modules into the next wheel, a stale egg-info old entry points on sys.path.
+# Built outside the tree: a stale build/ puts deleted modules into the next wheel, a stale egg-info old entry points on sys.path.
 build_base = tempfile.mkdtemp(prefix="inferplane-build-")
 atexit.register(shutil.rmtree, build_base, ignore_errors=True)
 

@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     console = Console()
-    table = Table("platform", "usable", "why", "what to do", title="Platforms, in the order in which `auto` looks", title_justify="left")
+    title = "Platforms, in the order in which auto looks"
+    table = Table("platform", "usable", "why", "what to do", title=title, title_justify="left")
     for row in rows:
         table.add_row(row.name, "yes" if row.usable else "no", row.reason, row.remedy)
     console.print(table, markup=False)

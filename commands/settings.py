@@ -1,9 +1,15 @@
-"""The engine's settings as options of a command; their names are those of the configuration with dashes."""
+"""The engine's and a draw's settings as options of a command; their names are those of the configuration with dashes."""
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..core.llm import LLM
+    from ..core.request import SamplingParams
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -28,26 +34,69 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 ENGINE = (
-    "model", "revision", "tokenizer", "platform", "dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size",
-    "kv_cache_memory_gb", "enable_prefix_caching", "threads", "deterministic",
+    "model", "revision", "tokenizer", "platform", "dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
+    "block_size", "kv_cache_memory_gb", "enable_prefix_caching", "threads", "deterministic", "config",
 )
 
 
-def config(args: argparse.Namespace) -> Any:
-    """The EngineConfig that the options, the environment and the file give together."""
-    from dataclasses import replace
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-tokens", type=int, metavar="N",
+                       help=f"most tokens of an answer (default: {ANSWER_TOKENS}, or what is left)")
+    group.add_argument("--temperature", type=float, metavar="T", help="0: always the likeliest token (default: the model's own)")
+    group.add_argument("--top-p", type=float, metavar="P")
+    group.add_argument("--top-k", type=int, metavar="K")
+    group.add_argument("--min-p", type=float, metavar="P")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same tokens, on every platform")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
 
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "stop")
+ANSWER_TOKENS = 256
+
+
+def names(args: argparse.Namespace) -> dict[str, Any]:
+    """The engine's settings that were given, by the names of the configuration."""
+    given: dict[str, Any] = {name: getattr(args, name) for name in ENGINE}
+    given["kernels"] = dict(_kernel(text) for text in args.kernel) if args.kernel else None
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def start(args: argparse.Namespace) -> LLM:
+    """A running engine; on a terminal with a progress bar while it loads."""
+    from ..core.env import Environment
+    from ..core.llm import LLM
+
+    logging.basicConfig(level=Environment.read().log.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    return LLM(show_progress=sys.stderr.isatty(), **names(args))
+
+
+def sampling(args: argparse.Namespace, llm: LLM, prompt_tokens: int) -> SamplingParams:
+    """What the options say over what the model recommends."""
+    given = {name: getattr(args, name) for name in SAMPLING}
+    room = llm.loaded.max_model_len - prompt_tokens
+    limit = args.max_tokens if args.max_tokens is not None else max(1, min(ANSWER_TOKENS, room))
+    return llm.default_params(max_tokens=limit, **{name: value for name, value in given.items() if value is not None})
+
+
+def resolution(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The table of kernels, as plain data; no weight is read."""
     from ..core.config import EngineConfig
     from ..core.env import Environment
+    from ..core.loader import plan_model
+    from ..core.start import load_options, open_platform, open_source
+    from ..platforms.registry import kernel_packs
 
-    environment = Environment.read()
-    if args.config is not None:
-        environment = replace(environment, config=args.config)
-    names: dict[str, Any] = {name: getattr(args, name) for name in ENGINE}
-    names["seed"] = getattr(args, "seed", None)
-    if args.kernel:
-        names["kernels"] = dict(_kernel(text) for text in args.kernel)
-    return EngineConfig.resolve(names, environment)
+    config = EngineConfig.resolve(names(args), Environment.read())
+    platform = open_platform(config)
+    try:
+        _, table = plan_model(open_source(config), platform, load_options(config), kernel_packs(platform.name))
+    finally:
+        platform.close()
+    return [
+        {"op": one.spec.op, "spec": str(one.spec), "kernel": one.name, "calls": one.calls, "passed": dict(one.passed)}
+        for one in table
+    ]
 
 
 def _kernel(text: str) -> tuple[str, str]:
@@ -55,5 +104,5 @@ def _kernel(text: str) -> tuple[str, str]:
 
     op, equals, name = text.partition("=")
     if not equals:
-        raise ConfigError(f"--kernel {text!r} names no kernel. Write OP=NAME, for instance attention=reference.")
+        raise ConfigError(f"--kernel {text!r} names no kernel. Write OP=NAME, for instance attention=numpy.reference.")
     return op.strip(), name.strip()

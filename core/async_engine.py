@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any, Self
 
 from ..errors import InferplaneError
@@ -26,7 +27,7 @@ class AsyncEngine:
     def __init__(self, model: str | None = None, *, source: Source | None = None, **settings: Any) -> None:
         self.config = EngineConfig.resolve({"model": model, **settings}, Environment.read())
         self.started: Started = start(self.config, source=source)
-        self._close = weakref.finalize(self, self.started.engine.close)
+        weakref.finalize(self, self.started.engine.forget)
 
     async def generate(
         self,
@@ -43,8 +44,8 @@ class AsyncEngine:
         loop = asyncio.get_running_loop()
         answers: asyncio.Queue[RequestOutput | InferplaneError] = asyncio.Queue()
         name = self.engine.submit(
-            self.engine.check(parsed.content, params), lambda answer: _post(loop, answers, answer),
-            stream=True, request_id=request_id, priority=priority, tenant=tenant, salt=parsed.salt,
+            self.engine.check(parsed.content, params, request_id), lambda answer: _post(loop, answers, answer),
+            stream=True, priority=priority, tenant=tenant, salt=parsed.salt,
         )
         ended = False
         try:
@@ -70,7 +71,7 @@ class AsyncEngine:
 
     def close(self) -> None:
         """Abort what runs and release the memory."""
-        self._close()
+        self.engine.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -80,5 +81,5 @@ class AsyncEngine:
 
 
 def _post(loop: asyncio.AbstractEventLoop, answers: asyncio.Queue[RequestOutput | InferplaneError], answer: RequestOutput | InferplaneError) -> None:
-    if not loop.is_closed():
+    with suppress(RuntimeError):  # the loop was closed, so nobody waits
         loop.call_soon_threadsafe(answers.put_nowait, answer)

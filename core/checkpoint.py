@@ -109,7 +109,8 @@ class Checkpoint:
         """Old checkpoints may store a tied head twice; one that differs from the embedding is not tied at all."""
         pair = ("model.embed_tokens.weight", "lm_head.weight")
         if self.config.get("tie_word_embeddings") and all(name in self.files for name in pair):
-            if not np.array_equal(*(self.files[name].bytes_of(name) for name in pair)):
+            embedding, head = (self.files[name].bytes_of(name) for name in pair)
+            if not np.array_equal(embedding, head):
                 raise CheckpointError(
                     f"{self.folder}: config.json says tie_word_embeddings, and {pair[1]} differs from {pair[0]}. "
                     "Remedy: set tie_word_embeddings to false."

@@ -129,10 +129,14 @@ class EngineConfig:
 
     @classmethod
     def resolve(cls, names: Mapping[str, Any], environment: Environment) -> Self:
-        """`names` over the environment's platform over the environment's file over the defaults."""
+        """`names` over the environment's platform over a file over the defaults.
+
+        The file is the one that the name `config` gives, otherwise the environment's.
+        """
         given = {name: value for name, value in names.items() if value is not None}
+        file = given.pop("config", environment.config)
         variables = {"platform": environment.platform} if environment.platform else {}
-        return cls.from_kwargs(**{**(read_file(environment.config) if environment.config else {}), **variables, **given})
+        return cls.from_kwargs(**{**(read_file(Path(file)) if file else {}), **variables, **given})
 
     def scheduler(self, max_model_len: int) -> SchedulerConfig:
         """The scheduler's own config, once the model has said how long a sequence may be."""

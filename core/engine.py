@@ -6,6 +6,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from ..errors import EngineError, InferplaneError, RequestError
 from ..platforms.contract import Pending
 from .kv.salt import Salt
 from .kv.stats import KVStats
-from .output import Completion, RequestMetrics, RequestOutput, prompt_ids
+from .output import Completion, RequestMetrics, RequestOutput
 from .request import Key, Request, SamplingParams, expand
 from .runner import Runner
 from .scheduler.plan import StepPlan, Update
@@ -30,6 +32,7 @@ AHEAD = 2
 class CheckedPrompt(NamedTuple):
     """A prompt that `Engine.check` found runnable."""
 
+    name: str
     text: str | None
     tokens: Any
     """[tokens] int32."""
@@ -43,6 +46,7 @@ class _Entry:
     sink: Sink
     stream: bool
     prompt: str | None
+    prompt_ids: tuple[int, ...]
     requests: tuple[Request, ...]
     completions: tuple[Completion, ...]
     arrival: float
@@ -54,10 +58,10 @@ class _Entry:
         return all(completion.finish_reason for completion in self.completions)
 
     def output(self, now: float) -> RequestOutput:
-        request, finished = self.requests[0], self.finished
+        finished = self.finished
         metrics = RequestMetrics(self.arrival, self.first_token, now if finished else None, self.kv[0] if self.kv else None)
         outputs = tuple(completion.output() for completion in self.completions)
-        return RequestOutput(request.request_id, self.prompt, prompt_ids(request.prompt), outputs, finished, metrics)
+        return RequestOutput(self.requests[0].request_id, self.prompt, self.prompt_ids, outputs, finished, metrics)
 
 
 @dataclass(frozen=True)
@@ -95,22 +99,23 @@ class Engine:
         self._thread = threading.Thread(target=self._loop, name="inferplane-engine", daemon=True)
         self._thread.start()
 
-    def check(self, prompt: Sequence[int] | str, params: SamplingParams) -> CheckedPrompt:
-        """Tokenize, and raise `RequestError` for what can never run. Any thread."""
+    def check(self, prompt: Sequence[int] | str, params: SamplingParams, request_id: str | None = None) -> CheckedPrompt:
+        """Name and tokenize a request, and raise `RequestError` if it can never run. Any thread."""
+        name = request_id if request_id is not None else f"request-{next(self._names)}"
         if not isinstance(prompt, str):
             text, tokens = None, prompt
         elif self.tokenizer is None:
             raise RequestError("a prompt was given as text, and this model has no tokenizer; give token ids")
         else:
             text, tokens = prompt, self.tokenizer.encode(prompt)
-        request = expand("check", tokens, params, eos_ids=self.eos_ids, max_model_len=self.max_model_len)[0]
+        request = expand(name, tokens, params, eos_ids=self.eos_ids, max_model_len=self.max_model_len)[0]
         self.scheduler.check(request)
         vocab = self.runner.loaded.model.vocab_size
         biased = [token for token, _ in params.logit_bias or ()]
         for what, ids in (("the prompt", request.prompt), ("logit_bias", biased), ("stop_token_ids", params.stop_token_ids or ())):
             if (highest := max(ids, default=0)) >= vocab:
                 raise RequestError(f"{what} has token id {highest}, and the vocabulary ends at {vocab - 1}; check the tokenizer")
-        return CheckedPrompt(text, request.prompt, params)
+        return CheckedPrompt(name, text, request.prompt, params)
 
     def submit(
         self,
@@ -118,26 +123,26 @@ class Engine:
         sink: Sink,
         *,
         stream: bool = False,
-        request_id: str | None = None,
         priority: int = 0,
         tenant: str = "",
         salt: Salt | None = None,
     ) -> str:
         """Take a request; its id. Any thread."""
         arrival = time.monotonic()
-        name = request_id if request_id is not None else f"request-{next(self._names)}"
+        name = prompt.name
         requests = expand(
             name, prompt.tokens, prompt.params, eos_ids=self.eos_ids, max_model_len=self.max_model_len,
             priority=priority, tenant=tenant, salt=salt, arrival=arrival, seed=next(self._seeds),
         )
         completions = tuple(Completion(request, self.tokenizer, self.eos_ids) for request in requests)
-        entry = _Entry(sink, stream, prompt.text, requests, completions, arrival)
+        entry = _Entry(sink, stream, prompt.text, tuple(prompt.tokens.tolist()), requests, completions, arrival)
         self._post(lambda: self._add(name, entry))
         return name
 
     def abort(self, request_id: str) -> None:
         """End a request; its sink gets what it has, with the reason "abort". An unknown id is ignored: it may just have ended."""
-        self._post(lambda: self._abort(request_id))
+        with suppress(EngineError):  # closed: nothing runs
+            self._post(lambda: self._abort(request_id))
 
     def call(self, function: Callable[[], Any], timeout_seconds: float | None = None) -> Any:
         """Run a function on the engine's thread, between two steps, and give its result."""
@@ -164,13 +169,17 @@ class Engine:
             self._steps, self._step_tokens, self._host_seconds, self.scheduler.kv_stats(),
         ))
 
-    def close(self) -> None:
-        """Abort what runs, and stop the thread. Idempotent, from any thread."""
+    def close(self, *, wait: bool = True) -> None:
+        """Abort what runs, and stop the thread. Idempotent, from any thread. wait: until it has stopped."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if threading.current_thread() is not self._thread:
+        if wait and threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def forget(self) -> None:
+        """Close, because nobody can use it any more. The garbage collector may be on a thread that a step needs."""
+        self.close(wait=threading.current_thread() is threading.main_thread())
 
     def _post(self, message: Callable[[], None]) -> None:
         with self._changed:
@@ -188,7 +197,7 @@ class Engine:
                 started = time.perf_counter()
                 plan = self.scheduler.plan(time.monotonic())
                 if plan is not None:
-                    flight.append((plan, self.runner.submit(plan, self._drawn)))
+                    flight.append((plan, self._submit(plan)))
                     self._steps, self._step_tokens = self._steps + 1, self._step_tokens + plan.token_count
                 self._host_seconds += time.perf_counter() - started
                 if flight and (plan is None or len(flight) == AHEAD):
@@ -198,21 +207,30 @@ class Engine:
         finally:
             self._shut_down(flight)
 
+    def _submit(self, plan: StepPlan) -> Pending:
+        try:
+            return self.runner.submit(plan, self._drawn)
+        except Exception as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
+
     def _receive(self, wait: bool) -> bool:
         """Take in what was posted. False: the engine is to stop."""
         with self._changed:
             while wait and not self._inbox and not self._closing:
                 self._changed.wait()
-            messages = list(self._inbox)
-            self._inbox.clear()
-            closing = self._closing
-        for message in messages:
-            message()
+            count, closing = len(self._inbox), self._closing
+        for _ in range(count):
+            self._inbox.popleft()()
         return not closing
 
     def _shut_down(self, flight: deque[tuple[StepPlan, Pending]]) -> None:
         with self._changed:
             self._closing = True
+        while self._inbox:
+            with suppress(Exception):
+                self._inbox.popleft()()
         for _, pending in flight:
             try:
                 pending.result()
@@ -229,14 +247,14 @@ class Engine:
             entry.sink(RequestError(f"request id {name!r} is already running; give each request an id of its own"))
             return
         now = time.monotonic()
+        self._entries[name] = entry
         try:
             for request in entry.requests:
                 self.scheduler.add(request, now)
         except InferplaneError as error:
             self.scheduler.abort(name, now)
+            del self._entries[name]
             entry.sink(error)
-            return
-        self._entries[name] = entry
 
     def _abort(self, name: str) -> None:
         self._deliver_all(self.scheduler.abort(name, time.monotonic()))
@@ -245,12 +263,12 @@ class Engine:
         """Wait for a step, and give each request what it gained. A step that fails ends its own requests only."""
         try:
             sampled = pending.result()
+            tokens = {row: int(sampled.tokens[place]) for place, row in enumerate(plan.samples)}
         except Exception as error:
             self._fail(plan, error)
             return
         started = time.perf_counter()
         places = {plan.rows[row].key: place for place, row in enumerate(plan.samples)}
-        tokens = {row: int(sampled.tokens[place]) for place, row in enumerate(plan.samples)}
         now = time.monotonic()
         for update in self.scheduler.update(plan, tokens, now):
             self._deliver(update, sampled, places.get(update.key, 0), now)
@@ -290,14 +308,13 @@ class Engine:
 
     def _fail(self, plan: StepPlan, error: Exception) -> None:
         now = time.monotonic()
-        for name in dict.fromkeys(row.request.request_id for row in plan.rows):
+        for name in dict.fromkeys(update.request.request_id for update in self.scheduler.fail(plan, now)):
             entry = self._entries.pop(name, None)
             self.scheduler.abort(name, now)
             if entry is not None:
                 wrapped = EngineError(f"step {plan.number} failed with {type(error).__name__}: {error}; its requests were dropped")
                 wrapped.__cause__ = error
                 entry.sink(wrapped)
-        self.scheduler.update(plan, {}, now)
 
     def _drawn(self, key: Key) -> Sequence[int]:
         return self._entries[key.request_id].completions[key.sample_index].token_ids

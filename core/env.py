@@ -49,21 +49,21 @@ def _text(_: str, value: str) -> str:
 
 def _level(variable: str, value: str) -> str:
     if value.lower() not in LOG_LEVELS:
-        raise ConfigError(f"environment variable {variable} is {value!r}, which is no level. {suggest(value.lower(), LOG_LEVELS)}")
+        raise ConfigError(f"environment variable {variable} is {value!r}, no level. {suggest(value.lower(), LOG_LEVELS)}")
     return value.lower()
 
 
 def _folder(variable: str, value: str) -> Path:
     path = Path(value).expanduser().absolute()
     if path.exists() and not path.is_dir():
-        raise ConfigError(f"environment variable {variable} is {value!r}, which is a file. Give a folder, existing or to be made.")
+        raise ConfigError(f"environment variable {variable} is {value!r}, a file. Give a folder, existing or to be made.")
     return path
 
 
 def _file(variable: str, value: str) -> Path:
     path = Path(value).expanduser().absolute()
     if not path.is_file():
-        raise ConfigError(f"environment variable {variable} is {value!r}, and there is no such file. Give the path of a TOML file.")
+        raise ConfigError(f"environment variable {variable} is {value!r}, which is no file. Give the path of a TOML file.")
     return path
 
 

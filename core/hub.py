@@ -52,7 +52,7 @@ def _download(name: str, revision: str | None) -> Path:
     except hub.HFValidationError as error:
         raise ModelNotFound(f"{name!r} is neither a folder nor a hub name: {error}. Remedy: give a folder or org/name.") from error
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({error.__cause__})"
         raise ModelNotFound(f"{at} is not in the cache, and {why}. Remedy: go online, or give a folder with the model.") from error
     except (hub.HfHubHTTPError, OSError) as error:
         raise ModelNotFound(f"{at} could not be fetched: {error}. Remedy: try again, or give a folder with the model.") from error

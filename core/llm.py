@@ -42,7 +42,7 @@ class LLM:
         with bar(show_progress) as progress:
             self._started = start(config, source=source, progress=progress)
         self.config = config
-        self._close = weakref.finalize(self, _close, self._started)
+        weakref.finalize(self, self._started.engine.forget)
 
     def generate(
         self,
@@ -132,17 +132,13 @@ class LLM:
 
     def close(self) -> None:
         """Abort what runs and release the memory. Also happens at exit, and when the object is forgotten."""
-        self._close()
+        self.engine.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _close(started: Started) -> None:
-    started.engine.close()
 
 
 def _raised(answer: RequestOutput | InferplaneError) -> RequestOutput:

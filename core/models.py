@@ -1,7 +1,7 @@
 """Which class a model_type means: entry points of the group `inferplane.models`, loaded one at a time."""
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from stevedore.driver import DriverManager
@@ -21,15 +21,28 @@ def model_types() -> list[str]:
 def model_class(model_type: str) -> type[Model]:
     """Raises `ModelNotFound` for an unknown model_type, `ModelError` for a plugin whose own code fails."""
     try:
-        found = DriverManager(GROUP, model_type, on_load_failure_callback=_failed, warn_on_missing_entrypoint=False).driver
+        found = _Driver(GROUP, model_type, on_load_failure_callback=_failed).driver
     except NoMatches:
         known = model_types()
         remedy = "Install a package that brings it." if known else "Install inferplane itself: pip install -e ."
         raise ModelNotFound(f"no model of model_type {model_type!r} is installed. {suggest(model_type, known)} {remedy}") from None
     if not (isinstance(found, type) and issubclass(found, Model)):
-        raise ModelError(f"the entry point {model_type!r} of {GROUP} names {found!r}; it must name a subclass of {Model.__module__}.Model")
+        raise ModelError(
+            f"the entry point {model_type!r} of {GROUP} names {found!r}, and must name a subclass of {Model.__module__}.Model. "
+            "Remedy: correct or remove the package that brings it."
+        )
     return found
 
 
-def _failed(manager: Any, point: Any, error: BaseException) -> None:
-    raise ModelError(f"the model {point.name!r} ({point.value}) cannot be imported: {error!r}. Update or remove the package that brings it.") from error
+class _Driver(DriverManager[Any]):
+    """Reads entry points afresh: stevedore's cache on disk misses what was reinstalled a moment ago."""
+
+    def list_entry_points(self) -> list[EntryPoint]:
+        return list(entry_points(group=self.namespace))
+
+
+def _failed(manager: Any, point: EntryPoint, error: BaseException) -> None:
+    raise ModelError(
+        f"the model {point.name!r} ({point.value}) cannot be imported: {error!r}. "
+        "Remedy: update or remove the package that brings it."
+    ) from error

@@ -1,11 +1,8 @@
 """What a person gets back, and how it grows: text token by token, stop strings, log-probabilities, times."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ..ops import Sampled
 from .kv.stats import KVReport
@@ -96,8 +93,7 @@ class Completion:
         before, self.text = len(self.text), self.text + added
         if not self.stops or len(self.token_ids) <= self.request.params.min_tokens:
             return False
-        start = max(0, before - max(map(len, self.stops)) + 1)
-        found = [(at, stop) for stop in self.stops if (at := self.text.find(stop, start)) >= 0]
+        found = [(at, stop) for stop in self.stops if (at := self.text.find(stop, max(0, before - len(stop) + 1))) >= 0]
         if not found:
             return False
         at, self.stop_reason = min(found, key=lambda pair: (pair[0], len(pair[1])))
@@ -137,7 +133,3 @@ class Completion:
             None if self.logprobs is None else tuple(self.logprobs),
             self.finish_reason, self.stop_reason, delta,
         )
-
-
-def prompt_ids(tokens: Sequence[int] | np.ndarray[Any, Any]) -> tuple[int, ...]:
-    return tuple(int(token) for token in tokens)

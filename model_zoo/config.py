@@ -4,11 +4,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import CheckpointError, suggest
+from ..ops.elementwise import Kind
 
-ACTIVATIONS = {
+Choice = TypeVar("Choice")
+
+ACTIVATIONS: dict[str, Kind] = {
     "silu": "silu", "swish": "silu",
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
@@ -66,7 +69,7 @@ class Fields:
             raise self.error(key, "must be true or false", "correct it, or fetch the checkpoint again")
         return value
 
-    def choice(self, key: str, known: Mapping[str, str], default: str) -> str:
+    def choice(self, key: str, known: Mapping[str, Choice], default: str) -> Choice:
         value = self.values.get(key) or default
         if not isinstance(value, str) or value not in known:
             raise self.error(key, "is not known", f"use a checkpoint with a known one. {suggest(str(value), known).rstrip('.')}")

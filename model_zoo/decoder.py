@@ -7,9 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ops import (
-    AddRmsNorm, Add, Attention, Dim, Embedding, GatedActivation, Linear, QkvRopeWrite, RmsNorm, Rope,
-    StateArray, StateGroup, Weight, WeightTable, WriteKV,
+    Add,
+    AddRmsNorm,
+    Attention,
+    Dim,
+    Embedding,
+    GatedActivation,
+    Linear,
+    QkvRopeWrite,
+    RmsNorm,
+    Rope,
+    StateArray,
+    StateGroup,
+    Weight,
+    WeightTable,
+    WriteKV,
 )
+from ..ops.elementwise import Kind
 from .base import Model
 from .config import ACTIVATIONS, Fields, read
 from .rotary import rotary
@@ -28,7 +42,7 @@ class Design:
     kv_heads: int
     head_dim: int
     epsilon: float
-    activation: str
+    activation: Kind
     tied: bool
     windows: Sequence[int | None]
     qkv_bias: bool = False

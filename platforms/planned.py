@@ -25,10 +25,11 @@ class Planned(Platform):
         found = f"found {cls.chip} ({devices[0]})" if devices else f"no {cls.chip} found (no {' or '.join(cls.nodes)})"
         lacking = f", Python lacks {' and '.join(missing)}" if missing else ""
         install = ", and ".join(dict.fromkeys(cls.modules[name] for name in missing))
+        later = f" A release that has them will need: {install}." if install else ""
         return Availability(
             usable=False,
             reason=f"{found}{lacking}; kernels for this platform are not part of this release yet",
-            remedy=f"Use platform 'cpu' or 'auto' meanwhile.{f' A release that has them will need: {install}.' if install else ''}",
+            remedy=f"Use platform 'cpu' or 'auto' meanwhile.{later}",
         )
 
 
@@ -58,7 +59,8 @@ class Xpu(Planned):
     name = "xpu"
     chip = "Intel GPU"
     nodes = ("/sys/bus/pci/drivers/xe/0*", "/sys/bus/pci/drivers/i915/0*")
-    modules: ClassVar = dict.fromkeys(("torch", "triton"), "install Intel's XPU build of torch, then pip install 'inferplane[xpu]'")
+    modules: ClassVar = dict.fromkeys(("torch", "triton"), "install Intel's XPU build of torch, then "
+                                      "pip install 'inferplane[xpu]'")
 
 
 class Gaudi(Planned):

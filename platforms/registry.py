@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from importlib import metadata
 from typing import Any
 
@@ -15,7 +16,6 @@ from ..errors import (
     PlatformLoadError,
     PlatformNotFound,
     PlatformUnavailable,
-    suggest,
 )
 from ..ops import KernelPack
 from .contract import CONTRACT, Availability, Options, Platform
@@ -113,14 +113,16 @@ def _driver(group: str, what: str, entry: metadata.EntryPoint) -> Any:
 def _load(name: str) -> type[Platform]:
     entries = [entry for entry in _entries(PLATFORMS) if entry.name == name]
     if not entries:
-        raise PlatformNotFound(f"platform {name!r} is not installed. {suggest(name, [*names(), AUTO])}")
+        known = [*names(), AUTO]
+        nearest = max(known, key=lambda one: SequenceMatcher(None, name, one).ratio())
+        raise PlatformNotFound(f"platform {name!r} is not installed. The nearest name is {nearest!r}. Known: {', '.join(known)}.")
     if len(entries) > 1:
         origins = " and ".join(_origin(entry) for entry in entries)
         raise PlatformLoadError(f"platform {name!r} is registered twice: {origins}. Uninstall one of the packages.")
     [entry] = entries
     platform = _driver(PLATFORMS, "platform", entry)
     if not (isinstance(platform, type) and issubclass(platform, Platform)):
-        raise PlatformLoadError(f"platform {_origin(entry)} is {platform!r}, and must be a subclass of {Platform.__module__}.Platform.")
+        raise PlatformLoadError(f"platform {_origin(entry)} is {platform!r}, and must be a subclass of contract.Platform.")
     if platform.contract[0] != CONTRACT[0]:
         raise PlatformLoadError(f"platform {_origin(entry)} speaks contract {_version(platform.contract)}, and this inferplane "
                                 f"{_version(CONTRACT)}. Install releases of the two whose first numbers agree.")
@@ -147,8 +149,8 @@ def _first_usable(options: Options) -> Platform:
             continue
         if one.usable:
             return _load(one.name)(options)
-        passed_over.append(f"{one.name}: {_said(one)}")
-    raise PlatformUnavailable("\n  ".join(["no platform can run here, asked for 'auto':", *(passed_over or ["none is installed"])]))
+        passed_over.append(f"\n  {one.name}: {_said(one)}")
+    raise PlatformUnavailable(f"no platform can run here, asked for 'auto':{''.join(passed_over) or ' none is installed'}")
 
 
 def _registered(name: str) -> Registered:
@@ -187,14 +189,14 @@ def _options(text: str, rest: str, threads: int | None) -> Options:
     pairs = [part.partition("=") for part in parts if "=" in part]
     extra = {key.strip(): value.strip() for key, _, value in pairs}
     if any(not part for part in parts) or len(extra) != len(pairs) or "" in extra:
-        raise ConfigError(f"platform {text!r}: options after the colon are words or key=value, each once and with commas between. "
+        raise ConfigError(f"platform {text!r}: options after the colon are words or key=value, each once, with commas between. "
                           "Write for instance 'cuda:1' or 'cpu:threads=4'.")
     count = extra.pop("threads", None)
     if count is not None:
         if not count.isdecimal() or int(count) < 1:
             raise ConfigError(f"platform {text!r}: threads must be an integer of at least 1, found {count!r}.")
         if threads is not None and threads != int(count):
-            raise ConfigError(f"platform {text!r} says threads={count}, and the setting `threads` says {threads}. Give one of them.")
+            raise ConfigError(f"platform {text!r} says threads={count}, and the setting `threads` says {threads}. Give one.")
         threads = int(count)
     return Options(",".join(part for part in parts if "=" not in part), threads, extra)
 

@@ -1,18 +1,51 @@
-"""Fixtures that several test files share."""
+"""What test files share: fixtures, a hypothesis profile with a budget, and a budget for the whole run."""
 from __future__ import annotations
 
 import importlib.util
+import os
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+BUDGET_SECONDS = 30 * 60
+"""A run of every test, on two cores. What grows past it is a defect like any other."""
+
+settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, print_blob=True,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("dev", max_examples=30, deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+_STARTED = pytest.StashKey[float]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[_STARTED] = time.monotonic()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if _seconds(session.config) > BUDGET_SECONDS and exitstatus == 0:
+        session.exitstatus = 1
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    seconds = _seconds(config)
+    verdict = "over" if seconds > BUDGET_SECONDS else "within"
+    terminalreporter.write_line(f"{seconds:.0f} s, {verdict} the budget of {BUDGET_SECONDS} s")
+
+
+def _seconds(config: pytest.Config) -> float:
+    return time.monotonic() - config.stash[_STARTED]
 
 
 def _sibling(name: str) -> ModuleType:
     """tests/ is no package: a module beside this file is loaded by its path."""
     path = Path(__file__).with_name(f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"inferplane_tests_{name}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -24,3 +57,9 @@ def checkpoints() -> ModuleType:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     return _sibling("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def small_models() -> ModuleType:
+    """tests/small_models.py: small random models and engines over them."""
+    return _sibling("small_models")

@@ -97,7 +97,7 @@ def test_arguments_go_before_variables_and_variables_before_the_file(tmp_path: P
 @pytest.mark.parametrize(("text", "said"), [
     pytest.param("[modell]\n", r"table 'modell' is unknown.*Did you mean 'model'", id="unknown-table"),
     pytest.param("[model]\nmodl = 'x'\n", r"key 'modl' of \[model\] is unknown. Did you mean 'model'", id="unknown-key"),
-    pytest.param("threads = 2\n", r"'threads' is unknown at the top. It belongs into the table \[execution\]", id="key-outside-tables"),
+    pytest.param("threads = 2\n", r"'threads' is unknown at the top. It belongs into the table \[execution\]", id="outside"),
     pytest.param("model = 'x'\n", r"'model' must be a table", id="key-for-a-table"),
     pytest.param("[model\n", r"is not TOML", id="broken-toml"),
 ])

@@ -37,8 +37,8 @@ def test_an_unknown_name_raises_with_the_nearest() -> None:
 @pytest.mark.parametrize(("variable", "value", "said"), [
     pytest.param("INFERPLANE_PLATFORM", "  ", "set but empty", id="empty"),
     pytest.param("INFERPLANE_LOG", "loud", "no level.*debug, error, info, warning", id="level"),
-    pytest.param("INFERPLANE_CACHE", __file__, "is a file", id="cache-is-a-file"),
-    pytest.param("INFERPLANE_CONFIG", "/no/such.toml", "no such file", id="missing-config"),
+    pytest.param("INFERPLANE_CACHE", __file__, "a file", id="cache-is-a-file"),
+    pytest.param("INFERPLANE_CONFIG", "/no/such.toml", "which is no file", id="missing-config"),
 ])
 def test_a_bad_value_raises_and_says_why(variable: str, value: str, said: str) -> None:
     with pytest.raises(ConfigError, match=f"{variable}.*{said}"):

@@ -55,8 +55,7 @@ def imports(file: str) -> Iterator[tuple[str, int]]:
             for alias in node.names:
                 yield ".".join([*base, alias.name]), node.lineno
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "importlib.import_module", "__import__"):
-            if node.args and isinstance(node.args[0], ast.Constant):
-                yield str(node.args[0].value), node.lineno
+            yield from ((argument.value, node.lineno) for argument in node.args[:1] if isinstance(argument, ast.Constant))
 
 
 def room_of(module: tuple[str, ...]) -> str:
@@ -132,8 +131,9 @@ def test_nothing_asks_what_a_platform_is(file: str) -> None:
 
 @pytest.mark.parametrize("file", [f for f in FILES if f != "core/env.py"])
 def test_only_core_env_reads_environment_variables(file: str) -> None:
+    readers = {"environ", "getenv"}
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     wrong = [f"{file}:{node.lineno}" for node in ast.walk(tree)
-             if (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and ast.unparse(node.value) == "os")
-             or (isinstance(node, ast.ImportFrom) and node.module == "os" and {a.name for a in node.names} & {"environ", "getenv"})]
+             if (isinstance(node, ast.Attribute) and node.attr in readers and ast.unparse(node.value) == "os")
+             or (isinstance(node, ast.ImportFrom) and node.module == "os" and {alias.name for alias in node.names} & readers)]
     assert not wrong, "\n".join(wrong)

@@ -2,28 +2,31 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-
 from inferplane.core.checkpoint import Checkpoint
-from inferplane.core.graph import Graph, Weights
+from inferplane.core.loader import Loaded, LoadOptions, load
+from inferplane.core.models import model_class
+from inferplane.core.score import logits
 from inferplane.core.trace import trace
-from inferplane.errors import CheckpointError
+from inferplane.core.verify import verify
+from inferplane.errors import CheckpointError, ModelError, ModelNotFound
 from inferplane.model_zoo.base import Model
 from inferplane.model_zoo.llama import Llama
 from inferplane.model_zoo.mistral import Mistral
 from inferplane.model_zoo.qwen2 import Qwen2
 from inferplane.model_zoo.qwen3 import Qwen3
-from inferplane.ops import Spec, empty
-from inferplane.ops.batch import BatchShape
+from inferplane.platforms import registry
+from inferplane.platforms.contract import Options, Platform
+from inferplane.platforms.reference import Reference
 
 FAMILIES: dict[str, type[Model]] = {model.model_type: model for model in (Llama, Qwen2, Qwen3, Mistral)}
-BLOCK = 16
 STEPS = 64
 MIXED = ["full_attention", "sliding_attention", "sliding_attention"]
 
@@ -37,7 +40,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-gelu": ("llama", {"hidden_act": "gelu"}),
     "llama-gelu-tanh": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "qwen2": ("qwen2", {}),
-    "qwen2-seven-per-kv-head": ("qwen2", {"num_attention_heads": 14, "num_key_value_heads": 2, "hidden_size": 56, "tie_word_embeddings": True}),
+    "qwen2-seven-per-kv-head": (
+        "qwen2",
+        {"num_attention_heads": 14, "num_key_value_heads": 2, "hidden_size": 56, "tie_word_embeddings": True},
+    ),
     "qwen2-upper-layers-slide": ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
     "qwen2-all-layers-slide": ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}),
     "qwen3": ("qwen3", {}),
@@ -45,74 +51,42 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-layer-types": ("qwen3", {"use_sliding_window": True, "sliding_window": 11, "layer_types": MIXED}),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral-window-7": ("mistral", {"sliding_window": 7, "head_dim": 16}),
-    "mistral-window-1": ("mistral", {"sliding_window": 1}),
+    "mistral-window-2": ("mistral", {"sliding_window": 2}),
 }
 ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 500.0},
     "linear": {"rope_type": "linear", "factor": 4.0},
     "dynamic": {"rope_type": "dynamic", "factor": 4.0},
-    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
-    "yarn-mscale": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.707, "mscale_all_dim": 1.3},
-    "yarn-attention-factor": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.25},
+    "yarn-mscale": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "mscale": 0.707,
+        "mscale_all_dim": 1.3,
+    },
+    "yarn-attention-factor": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "attention_factor": 1.25,
+    },
     "yarn-betas": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16, "beta_slow": 2},
     "yarn-no-truncation": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "truncate": False},
 }
 
 
-class ReferenceOps:
-    """The facade `ops` over each spec's own float64 reference."""
-
-    def __getattr__(self, op: str) -> Any:
-        if op not in Spec.families:
-            raise AttributeError(op)
-        return lambda spec, *arrays: spec.reference(*arrays)
-
-
-@dataclass
-class Cell:
-    group: int
-    k: np.ndarray[Any, Any]
-    v: np.ndarray[Any, Any]
-
-
-class Score:
-    """One sequence, as far as it has come."""
-
-    def __init__(self, folder: Path, context: int, max_model_len: int | None = None) -> None:
-        source = Checkpoint.open(folder)
-        self.model = FAMILIES[source.model_type](source.config, dtype="float32", block_tokens=BLOCK, max_model_len=max_model_len)
-        source.check(self.model.weights)
-        table = self.model.weights
-        read = {path: tuple(source.tensor(part.name) for part in weight.parts) for path, weight in _paths(table)}
-        self.weights = Weights(
-            {name: read[name] for name in table.top},
-            [{name: read[f"{i}.{name}"] for name in layer} for i, layer in enumerate(table.layers)],
-        )
-        self.blocks, self.done = -(-context // BLOCK), 0
-        cells = {}
-        for place, group in enumerate(self.model.states):
-            shapes = {name: (1 + self.blocks, array.heads, BLOCK, array.dim) for name, array in group.arrays.items()}
-            cells |= {layer: Cell(place, np.zeros(shapes["k"]), np.zeros(shapes["v"])) for layer in group.layers}
-        self.state = [cells[i] for i in range(self.model.num_layers)]
-        self.graph = Graph(self.model, ReferenceOps())
-
-    def push(self, tokens: list[int]) -> np.ndarray[Any, Any]:
-        """[tokens, vocab] logits."""
-        count = len(tokens)
-        packed, batch, sampling = empty(BatchShape(count, 1, count, (self.blocks,) * len(self.model.states), count))
-        batch.tokens[:], batch.sample[:] = tokens, np.arange(count)
-        batch.positions[:] = np.arange(self.done, self.done + count)
-        batch.starts[:], batch.lengths[:] = [0, count], [self.done + count]
-        for group in batch.groups:
-            group.table[:] = np.arange(1, 1 + self.blocks)
-            group.slots[:] = BLOCK + batch.positions
-        self.done += count
-        return self.graph.score(self.weights, self.state, batch, sampling)
-
-
-def _paths(table: Any) -> list[tuple[str, Any]]:
-    return [*table.top.items(), *((f"{i}.{name}", weight) for i, layer in enumerate(table.layers) for name, weight in layer.items())]
+def loaded(folder: Path, platform: Platform | None = None, max_model_len: int | None = None) -> Loaded:
+    """A folder on the reference platform, or another, in float32."""
+    platform = platform or Reference(Options())
+    return load(Checkpoint.open(folder), platform, LoadOptions(dtype="float32", max_model_len=max_model_len))
 
 
 def prompt(vocab: int = 131, tokens: int = 40) -> list[int]:
@@ -131,35 +105,59 @@ def worst(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-@pytest.fixture(params=CASES, ids=list(CASES))
-def case(request: Any, checkpoints: ModuleType, tmp_path: Path) -> tuple[Path, Any]:
-    family, config = CASES[request.param]
-    return tmp_path, checkpoints.write(tmp_path, family, **config)
+@pytest.fixture(params=["reference", "cpu"])
+def platform(request: Any) -> Iterator[Platform]:
+    made = registry.named(request.param, threads=1)
+    yield made
+    made.close()
 
 
-def test_logits_and_greedy_tokens_are_those_of_transformers(case: tuple[Path, Any], record_property: Any) -> None:
-    import torch
+@pytest.mark.parametrize(("family", "config"), CASES.values(), ids=list(CASES))
+def test_logits_and_greedy_tokens_are_those_of_transformers(
+    family: str, config: dict[str, Any], platform: Platform, checkpoints: ModuleType, tmp_path: Path, record_property: Any
+) -> None:
+    checkpoints.write(tmp_path, family, **config)
+    report = verify(tmp_path, platform, prompt=prompt(), steps=STEPS)
+    record_property("logit_error", report.logit_error)
+    assert report.logit_error < 1e-4
+    assert report.equal_steps == report.steps == STEPS
 
-    folder, model = case
-    start = prompt()
-    told = model.generate(torch.tensor([start]), do_sample=False, min_new_tokens=STEPS, max_new_tokens=STEPS, pad_token_id=0)[0].tolist()
-    score = Score(folder, len(told))
-    logits = score.push(start)
-    error = worst(logits, expected_logits(model, start))
-    record_property("worst_relative_error", error)
-    assert error < 1e-4
 
-    tokens = [int(logits[-1].argmax())]
-    while len(tokens) < STEPS:
-        tokens.append(int(score.push(tokens[-1:])[-1].argmax()))
-    assert tokens == told[len(start):]
+def test_a_prompt_in_chunks_gives_the_logits_of_one_in_a_piece(
+    platform: Platform, checkpoints: ModuleType, tmp_path: Path
+) -> None:
+    model = checkpoints.write(tmp_path, *CASES["qwen3-layer-types"][:1], **CASES["qwen3-layer-types"][1])
+    ours, tokens = loaded(tmp_path, platform), prompt(tokens=70)
+    for chunk in (1, 7, 16, 33):
+        assert worst(logits(ours, tokens, chunk_tokens=chunk), expected_logits(model, tokens)) < 1e-4
+
+
+def test_verification_finds_a_kernel_that_is_wrong(checkpoints: ModuleType, tmp_path: Path) -> None:
+    class Wrong(Reference):
+        def kernels(self) -> Any:
+            def run(spec: Any, *arrays: Any) -> Any:
+                return right.run(replace(spec, window=spec.window - 1), *arrays)
+
+            right = next(kernel for kernel in super().kernels() if kernel.op == "attention")
+            return [replace(right, run=run), *super().kernels()]
+
+    checkpoints.write(tmp_path, "mistral", sliding_window=7)
+    assert verify(tmp_path, Reference(Options()), steps=16).passed
+    report = verify(tmp_path, Wrong(Options()), steps=16)
+    assert not report.passed
+    assert report.logit_error > 0.01
+    assert report.equal_steps < 16
+    assert report.margin is not None
+    assert report.margin > 0
 
 
 @pytest.mark.parametrize("rope", ROPES.values(), ids=list(ROPES))
-def test_every_rotary_scaling_gives_the_logits_of_transformers(rope: dict[str, Any], checkpoints: ModuleType, tmp_path: Path) -> None:
+def test_every_rotary_scaling_gives_the_logits_of_transformers(
+    rope: dict[str, Any], checkpoints: ModuleType, tmp_path: Path
+) -> None:
     model = checkpoints.write(tmp_path, "llama", head_dim=32, rope_parameters=dict(rope), num_hidden_layers=2)
     tokens = prompt(tokens=120)
-    assert worst(Score(tmp_path, 120).push(tokens), expected_logits(model, tokens)) < 1e-4
+    assert worst(logits(loaded(tmp_path), tokens), expected_logits(model, tokens)) < 1e-4
 
 
 @pytest.mark.parametrize("rope", ROPES.values(), ids=list(ROPES))
@@ -190,20 +188,37 @@ def test_frequencies_and_factor_are_those_of_transformers_in_either_form(rope: d
 def test_dynamic_scaling_is_fixed_at_the_longest_sequence_served(checkpoints: ModuleType, tmp_path: Path) -> None:
     model = checkpoints.write(tmp_path, "llama", rope_parameters=dict(ROPES["dynamic"]), max_position_embeddings=64)
     tokens = prompt(tokens=150)
-    long = Score(tmp_path, 150, max_model_len=150)
+    long = loaded(tmp_path, max_model_len=150)
     assert long.model.context_tokens == 150
-    assert worst(long.push(tokens), expected_logits(model, tokens)) < 1e-4
+    assert worst(logits(long, tokens), expected_logits(model, tokens)) < 1e-4
     short = checkpoints.build("llama", rope_parameters=dict(ROPES["dynamic"]), max_position_embeddings=64)
     for served in (None, 40, 64):
-        assert worst(Score(tmp_path, 64, max_model_len=served).push(tokens[:64]), expected_logits(short, tokens[:64])) < 1e-4
+        ours = loaded(tmp_path, max_model_len=served)
+        assert worst(logits(ours, tokens[:40]), expected_logits(short, tokens[:40])) < 1e-4
 
 
-@pytest.mark.parametrize(("family", "config", "tokens"), [
-    ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}, 1024),
-    ("llama", {"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 64}}, 256),
-    ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}}, 1024),
-    ("llama", {}, 256),
-], ids=["linear", "llama3", "yarn", "default"])
+@pytest.mark.parametrize(
+    ("family", "config", "tokens"),
+    [
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}, 1024),
+        (
+            "llama",
+            {
+                "rope_scaling": {
+                    "type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1,
+                    "high_freq_factor": 4,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+            256,
+        ),
+        ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}}, 1024),
+        ("llama", {}, 256),
+    ],
+    ids=["linear", "llama3", "yarn", "default"],
+)
 def test_the_context_is_what_the_scaling_was_made_for(family: str, config: dict[str, Any], tokens: int) -> None:
     assert FAMILIES[family](_config(family, **config), dtype="float32", block_tokens=16).context_tokens == tokens
 
@@ -214,7 +229,7 @@ def test_a_config_in_the_old_form_is_read_like_one_in_the_new(checkpoints: Modul
     config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
     config["torch_dtype"] = config.pop("dtype")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert worst(Score(tmp_path, 40).push(prompt()), expected_logits(model, prompt())) < 1e-4
+    assert worst(logits(loaded(tmp_path), prompt()), expected_logits(model, prompt())) < 1e-4
 
 
 def _config(family: str, **changes: Any) -> dict[str, Any]:
@@ -224,14 +239,26 @@ def _config(family: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("family", "changes", "groups"), [
-    ("llama", {}, [("full", (0, 1, 2), None)]),
-    ("mistral", {}, [("sliding", (0, 1, 2), 4096)]),
-    ("mistral", {"sliding_window": None}, [("full", (0, 1, 2), None)]),
-    ("qwen2", {"sliding_window": 9}, [("full", (0, 1, 2), None)]),
-    ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}, [("full", (0, 1), None), ("sliding", (2,), 9)]),
-    ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "layer_types": MIXED[::-1]}, [("full", (2,), None), ("sliding", (0, 1), 9)]),
-], ids=["llama", "mistral-silent", "mistral-null", "qwen2-off", "qwen3-upper", "qwen2-layer-types"])
+@pytest.mark.parametrize(
+    ("family", "changes", "groups"),
+    [
+        ("llama", {}, [("full", (0, 1, 2), None)]),
+        ("mistral", {}, [("sliding", (0, 1, 2), 4096)]),
+        ("mistral", {"sliding_window": None}, [("full", (0, 1, 2), None)]),
+        ("qwen2", {"sliding_window": 9}, [("full", (0, 1, 2), None)]),
+        (
+            "qwen3",
+            {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+            [("full", (0, 1), None), ("sliding", (2,), 9)],
+        ),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 9, "layer_types": MIXED[::-1]},
+            [("full", (2,), None), ("sliding", (0, 1), 9)],
+        ),
+    ],
+    ids=["llama", "mistral-silent", "mistral-null", "qwen2-off", "qwen3-upper", "qwen2-layer-types"],
+)
 def test_layers_of_one_lifetime_are_one_state_group(family: str, changes: dict[str, Any], groups: list[Any]) -> None:
     model = FAMILIES[family](_config(family, **changes), dtype="bfloat16", block_tokens=32)
     assert [(group.name, group.layers, group.window) for group in model.states] == groups
@@ -272,7 +299,45 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("family", "changes", "message"), REFUSED.values(), ids=list(REFUSED))
-def test_what_cannot_be_computed_right_is_refused_by_name_with_a_remedy(family: str, changes: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_computed_right_is_refused_by_name_with_a_remedy(
+    family: str, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         FAMILIES[family](_config(family, **changes), dtype="float32", block_tokens=16)
     assert "Remedy" in str(caught.value)
+
+
+def _register(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    facts = folder / "acme-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(f"[inferplane.models]\n{name} = {value}\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_type_names_its_class(family: str) -> None:
+    assert model_class(family) is FAMILIES[family]
+
+
+def test_a_model_from_another_package_needs_only_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "acme_model.py").write_text("from inferplane.model_zoo.llama import Llama\nclass Acme(Llama): model_type = 'acme'\n")
+    _register(tmp_path, monkeypatch, "acme", "acme_model:Acme")
+    assert model_class("acme")(_config("acme"), dtype="float32", block_tokens=16).num_layers == 3
+
+
+def test_an_unknown_model_type_is_told_with_the_nearest_and_the_known() -> None:
+    with pytest.raises(ModelNotFound, match=r"'lama'.*Did you mean 'llama'\? Known: llama, mistral, qwen2, qwen3"):
+        model_class("lama")
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    ("no_such_module:X", r"'acme' \(no_such_module:X\) cannot be imported.*ModuleNotFoundError.*Remedy"),
+    ("json:dumps", r"'acme'.*must name a subclass.*Remedy"),
+], ids=["import-error", "no-model"])
+def test_a_package_with_a_broken_model_is_named(
+    value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _register(tmp_path, monkeypatch, "acme", value)
+    with pytest.raises(ModelError, match=message):
+        model_class("acme")

@@ -10,7 +10,7 @@ from collections import deque
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inferplane.core.kv.prefix import sha256
@@ -298,7 +298,7 @@ class Serving(RuleBasedStateMachine):
 
 
 Serving.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, derandomize=True,
+    max_examples=150, stateful_step_count=60, deadline=None, derandomize=True, phases=[Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestServing = Serving.TestCase

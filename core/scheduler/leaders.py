@@ -17,9 +17,10 @@ class Leaders:
 
     def lead(self, sequence: Sequence, keys: Many[bytes], first: int) -> None:
         """It computes its blocks from `first` on, unless another does."""
-        claims = deque((block, keys[block]) for block in range(first, len(keys)) if keys[block] not in self._leader)
-        for _, key in claims:
-            self._leader[key] = sequence
+        claims: deque[tuple[int, bytes]] = deque()
+        for block in range(first, len(keys)):
+            if self._leader.setdefault(keys[block], sequence) is sequence:
+                claims.append((block, keys[block]))
         if claims:
             self._claims[sequence] = claims
 
@@ -39,7 +40,7 @@ class Leaders:
         woken: list[Sequence] = []
         while claims and claims[0][0] < blocks:
             _, key = claims.popleft()
-            del self._leader[key]
+            self._leader.pop(key, None)
             woken += self._followers.pop(key, ())
         if claims is not None and not claims:
             del self._claims[sequence]

@@ -321,10 +321,9 @@ class Scheduler:
         """Whether it waits for blocks that another computes now; its last token it computes itself in any case."""
         if not self._lead_tokens:
             return False
-        keys, first, end = sequence.chain.keys[0], hit_tokens // self._lead_tokens, (sequence.known - 1) // self._lead_tokens
-        awaited = self._leaders.awaited(keys, first, end)
+        first, end = hit_tokens // self._lead_tokens, (sequence.known - 1) // self._lead_tokens
+        awaited = self._leaders.awaited(sequence.chain.keys[0], first, end)
         if awaited is None:
-            self._leaders.lead(sequence, keys, first)
             return False
         self._policy.remove(sequence.ticket)
         self._leaders.follow(sequence, awaited)
@@ -343,6 +342,8 @@ class Scheduler:
             sequence.admitted = True
             self._policy.charge(sequence.ticket, sequence.known - hit_tokens, 0)
         insort(self._running, sequence, key=RANK)
+        if self._lead_tokens:
+            self._leaders.lead(sequence, sequence.chain.keys[0], hit_tokens // self._lead_tokens)
 
     # What a step gave
 

@@ -99,21 +99,12 @@ def made_up_word(rng: random.Random) -> str:
 
 
 def any_word(rng: random.Random) -> str:
-    return rng.choice(NOUNS) if rng.random() < 0.6 else made_up_word(rng)
+    return rng.choice(NOUNS) if rng.random() < 0.8 else made_up_word(rng)
 
 
 def any_number(rng: random.Random) -> str:
     digits = rng.choice((2, 3, 4, 4, 4, 5))
     return str(rng.randrange(10 ** (digits - 1), 10**digits))
-
-
-def any_key(rng: random.Random) -> str:
-    draw = rng.random()
-    if draw < 0.85:
-        return any_word(rng)
-    if draw < 0.93:
-        return f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
-    return f"{rng.choice(NOUNS)} {rng.randrange(1, 100)}"
 
 
 def filler(rng: random.Random) -> str:
@@ -131,15 +122,12 @@ def filler(rng: random.Random) -> str:
 FACT_FORMS = (  # (how a fact is given, what stands between two of them)
     ("{key} = {value}", ", "),
     ("{key} = {value}", "\n"),
-    ("{key}: {value}", "\n"),
     ("{key} is {value}", ", "),
     ("The code for {key} is {value}.", " "),
-    ("The code for {key} is {value}.", "\n"),
-    ("The number of {key} is {value}.", " "),
-    ("The value of {key} is {value}.", " "),
 )
-QUESTION_FORMS = ("What is {key}?", "What is {key}?", "What is the code for {key}?", "What is the value of {key}?", "Tell me {key}.", "{key}?")
-OPENINGS = ("Remember: ", "Remember this: ", "Remember these values: ", "", "Here is a list.\n", "Note: ")
+SENTENCE_FORMS = ("{key} = {value}.", "The code for {key} is {value}.", "{key} is {value}.")
+QUESTION_FORMS = ("What is {key}?", "What is {key}?", "What is the code for {key}?")
+OPENINGS = ("Remember: ", "Remember this: ", "")
 RECALL_PROMPT_OVERHEAD_TOKENS = 40
 
 
@@ -158,12 +146,12 @@ def draw_values(rng: random.Random) -> Callable[[], str]:
 
 def facts(rng: random.Random, tokens: int, count_tokens: CountTokens, fact_share: float | None = None) -> Facts:
     """A context of about `tokens` tokens, anything from a dense list to one fact among many sentences."""
-    form, separator = rng.choice(FACT_FORMS)
-    fact_share = fact_share or rng.choice((1.0, 1.0, 0.6, 0.3, 0.1))
+    fact_share = fact_share or rng.choice((1.0, 1.0, 1.0, 0.5, 0.2))
+    form, separator = rng.choice(FACT_FORMS) if fact_share == 1.0 else (rng.choice(SENTENCE_FORMS), " ")
     value, values, pieces = draw_values(rng), {}, []
     while tokens > 0 or not values:
         if rng.random() < fact_share or (tokens <= 0 and not values):
-            key = any_key(rng)
+            key = any_word(rng)
             if key in values:
                 continue
             values[key] = value()
@@ -172,8 +160,7 @@ def facts(rng: random.Random, tokens: int, count_tokens: CountTokens, fact_share
             sentence = filler(rng)
         pieces.append(sentence + separator)
         tokens -= count_tokens(pieces[-1])
-    end = separator.strip() and "."
-    return Facts("".join(pieces).rstrip(", \n") + end, values)
+    return Facts("".join(pieces).removesuffix(separator) + separator.strip().replace(",", "."), values)
 
 
 def recall(rng: random.Random, tokens: int, count_tokens: CountTokens, questions: int = 1, fact_share: float | None = None) -> Chat:
@@ -188,18 +175,19 @@ def recall(rng: random.Random, tokens: int, count_tokens: CountTokens, questions
     if rng.random() < 0.15:
         messages = [("user", text), ("assistant", "OK.")]
     else:
-        messages = [("user", text + rng.choice((" ", " ", "\n")) + question_form.format(key=asked[0])), ("assistant", given.values[asked.pop(0)])]
+        joint = "\n" if "\n" in given.text else " "
+        messages = [("user", text + joint + question_form.format(key=asked[0])), ("assistant", given.values[asked.pop(0)])]
     for key in asked or keys[:1]:
         messages += [("user", question_form.format(key=key)), ("assistant", given.values[key])]
     return Chat(tuple(messages))
 
 
-def recall_stream(rng: random.Random, tokens: int, count_tokens: CountTokens, repeats: bool = True) -> Plain:
+def recall_stream(rng: random.Random, tokens: int, count_tokens: CountTokens) -> Plain:
     """Sentences that give values, and repeat some of them; the last one repeats, and is the answer."""
-    form = rng.choice([form for form, _ in FACT_FORMS if form.endswith(".")] + ["{key} = {value}."])
+    form = rng.choice(SENTENCE_FORMS)
     before, after = form.split("{value}")
-    fact_share = rng.choice((1.0, 0.7, 0.3))
-    repeat_share = rng.choice((0.3, 0.5)) if repeats else 0.0
+    fact_share = rng.choice((1.0, 1.0, 0.5))
+    repeat_share = rng.choice((0.5, 0.7))
     value, values, parts, tokens = draw_values(rng), {}, [], tokens - RECALL_PROMPT_OVERHEAD_TOKENS
     while tokens > 0 or not values:
         if values and rng.random() > fact_share:
@@ -208,7 +196,7 @@ def recall_stream(rng: random.Random, tokens: int, count_tokens: CountTokens, re
             key = rng.choice(list(values))
             added = [Span(before.format(key=key)[:-1], False), Span(f" {values[key]}{after}", True), Span(" ", False)]
         else:
-            key = any_key(rng)
+            key = any_word(rng)
             if key in values:
                 continue
             values[key] = value()
@@ -342,9 +330,9 @@ def greeting(rng: random.Random) -> Chat:
 def conversation(rng: random.Random, tokens: int, count_tokens: CountTokens) -> Chat | Plain:
     """About `tokens` tokens of the short skills, in one conversation."""
     draw = rng.random()
-    if draw < 0.15:
+    if draw < 0.25:
         return arithmetic_stream(rng, lines=max(1, tokens // 10))
-    if draw < 0.40:
+    if draw < 0.45:
         return tool_call(rng, questions=rng.randint(1, max(1, tokens // 60)))
     messages, tools = (), ()
     if rng.random() < 0.05:

@@ -16,20 +16,21 @@ from torch import Tensor
 
 from . import network, text
 from .tokenizer import CONTEXT_TOKENS, VOCABULARY_TOKENS, save_tokenizer, train_tokenizer
+from .words import NOUNS
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": VOCABULARY_TOKENS,
     "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
+    "intermediate_size": 384,
+    "num_hidden_layers": 5,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
+    "rope_theta": 10000.0,
     "max_position_embeddings": CONTEXT_TOKENS,
     "tie_word_embeddings": True,
     "attention_bias": False,
@@ -37,10 +38,10 @@ CONFIG = {
     "dtype": "float32",
     "torch_dtype": "float32",
 }
-SHORTEST_RECALL_TOKENS, FIRST_LIMIT_TOKENS, LAST_LIMIT_TOKENS = 60, 128, 1700
+SHORTEST_RECALL_TOKENS, FIRST_LIMIT_TOKENS, LAST_LIMIT_TOKENS = 50, 80, 1700
 SHORT_TOKENS = 160
 RECALL_SHARE = 0.6
-GROW_AT_ACCURACY, GROWTH = 0.95, 1.15
+GROW_AT_ACCURACY, GROWTH, GROWN_AT_PROGRESS = 0.95, 1.15, 0.65
 DECAY_SHARE = 0.3
 BATCHES_SORTED = 10
 
@@ -115,7 +116,12 @@ def optimizers(model: network.Llama, learning_rate: float) -> list[torch.optim.O
 
 def schedule(progress: float) -> float:
     """Share of the learning rate at a share of the training: short warm-up, plateau, linear decay."""
-    return min(progress / 0.01, 1.0, (1.0 - progress) / DECAY_SHARE)
+    return min((progress + 0.001) / 0.01, 1.0, (1.0 - progress) / DECAY_SHARE)
+
+
+def least_limit_tokens(progress: float) -> float:
+    """The context length that must be reached at a share of the training, however accurate the model is."""
+    return FIRST_LIMIT_TOKENS * (LAST_LIMIT_TOKENS / FIRST_LIMIT_TOKENS) ** min(1.0, progress / GROWN_AT_PROGRESS)
 
 
 def sample_texts(rng: random.Random) -> Iterable[str]:
@@ -126,7 +132,7 @@ def sample_texts(rng: random.Random) -> Iterable[str]:
 
     for _ in range(6000):
         for example in (text.recall(rng, 200, characters), text.conversation(rng, 200, characters)):
-            yield re.sub(r"<\|?/?[a-z_]+\|?>", " ", "".join(span.text for span in example.spans()))
+            yield " ".join(NOUNS) + re.sub(r"<\|?/?[a-z_]+\|?>", " ", "".join(span.text for span in example.spans()))
 
 
 def write_settings(tokenizer: Tokenizer, folder: Path) -> dict:
@@ -183,8 +189,8 @@ class Training:
         return f"step {self.step}  {self.seconds / 60:.1f} min  {scores}"
 
 
-def train(folder: Path, state_path: Path, minutes: float, tokens_per_step: int, learning_rate: float, seed: int) -> None:
-    """Trains for `minutes`, saving every two of them; continues from `state_path` where it exists."""
+def train(folder: Path, state_path: Path, steps: int, tokens_per_step: int, learning_rate: float, seed: int) -> None:
+    """Trains for `steps`, saving now and then; continues from `state_path` where it exists."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     resumed = state_path.exists()
@@ -206,11 +212,13 @@ def train(folder: Path, state_path: Path, minutes: float, tokens_per_step: int, 
     recall = batches(lambda: encode(recall_example(rng, int(training.limit_tokens), count_tokens), tokenizer), recall_tokens, rng)
     short = batches(lambda: encode(text.conversation(rng, SHORT_TOKENS, count_tokens), tokenizer), tokens_per_step - recall_tokens, rng)
     last, saved_seconds = time.monotonic(), training.seconds
-    while training.seconds < 60 * minutes:
-        line = training.take_step(learning_rate * schedule(training.seconds / (60 * minutes)), next(recall), next(short))
+    while training.step < steps:
+        progress = training.step / steps
+        training.limit_tokens = max(training.limit_tokens, least_limit_tokens(progress))
+        line = training.take_step(learning_rate * schedule(progress), next(recall), next(short))
         now = time.monotonic()
         training.seconds, last = training.seconds + now - last, now
-        if training.step % 20 == 0:
+        if training.step % 10 == 0:
             print(line, flush=True)
         if training.seconds - saved_seconds > 120:
             saved_seconds = training.seconds
@@ -222,14 +230,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "checkpoint", help="where the checkpoint goes")
     parser.add_argument("--state", type=Path, default=Path("tiny-training.pt"), help="where training can be continued from")
-    parser.add_argument("--minutes", type=float, default=60, help="how long to train")
-    parser.add_argument("--tokens-per-step", type=int, default=8192)
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--tokens-per-step", type=int, default=6144)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    train(options.folder, options.state, options.minutes, options.tokens_per_step, options.learning_rate, options.seed)
+    train(options.folder, options.state, options.steps, options.tokens_per_step, options.learning_rate, options.seed)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,32 @@
 """The word lists from which the tiny model's training text is made."""
 
 NOUNS = """
-amber cobalt silver gold copper iron marble granite ivory coral pearl ruby jade onyx topaz quartz crystal diamond
-red green blue yellow orange purple violet scarlet crimson brown black white grey pink olive indigo
-apple pear plum cherry lemon melon grape mango peach berry banana onion carrot potato tomato pepper garlic rice bread butter
+amber cobalt silver gold copper iron marble ivory coral pearl ruby jade onyx crystal diamond
+red green blue yellow orange purple violet black white grey pink olive
+apple pear plum cherry lemon melon grape mango peach berry banana onion carrot potato pepper rice bread butter
 cheese honey sugar salt coffee tea milk water juice soup cake
-dog cat fox wolf bear lion tiger horse cow sheep goat pig rabbit mouse otter beaver badger deer zebra camel monkey eagle hawk owl
-raven crow swan duck goose robin sparrow falcon whale shark dolphin salmon trout turtle snake lizard frog spider ant bee
-oak pine maple cedar birch willow elm ash rose lily tulip daisy ivy fern moss clover cactus
-river lake ocean island mountain valley forest desert meadow canyon harbor bridge castle tower temple garden market village city
-house door window roof wall floor table chair lamp clock mirror candle basket bottle cup plate spoon knife fork kettle
-hammer nail saw ladder rope wheel engine rocket train boat ship plane car truck wagon bicycle anchor sail compass map
-book letter paper pencil brush paint music guitar piano violin drum flute bell whistle song dance
-sun moon star comet planet cloud rain snow storm thunder wind fire smoke shadow light dawn dusk spring summer autumn winter
-north south east west king queen prince knight wizard doctor teacher farmer baker sailor pilot hunter painter
-key lock box bag coat hat shoe glove ring crown shield sword arrow flag coin ticket parcel
-alpha beta gamma delta omega zero sigma echo nova orbit vector matrix signal socket packet buffer kernel server cluster
+dog cat fox wolf bear lion tiger horse cow sheep goat pig rabbit mouse otter deer zebra camel monkey eagle hawk owl
+raven swan duck goose robin whale shark salmon turtle snake frog spider ant bee
+oak pine maple cedar willow rose lily tulip fern moss
+river lake ocean island mountain valley forest desert harbor bridge castle tower garden market city
+house door window roof wall floor table chair lamp clock mirror candle basket bottle cup plate spoon knife
+hammer nail rope wheel engine rocket train boat ship plane car truck anchor map
+book letter paper pencil paint music guitar piano drum bell song
+sun moon star comet planet cloud rain snow storm wind fire smoke shadow light winter summer
+king queen prince doctor teacher farmer baker sailor pilot hunter
+key lock box bag coat hat shoe ring crown shield sword arrow flag coin ticket
+alpha beta gamma delta omega matrix signal socket packet kernel server
 """.split()
 
-NAMES = """
-Anna Ben Clara David Emma Felix Grace Henry Ida Jack Karen Leo Maria Noah Olga Paul Quinn Rosa Sam Tina Uma Victor Wendy Xavier
-Yara Zoe Alice Bob Carol Daniel Eva Frank Nina Oscar Peter Ruth Simon Theo Vera Walter
-""".split()
+NAMES = "Anna Ben Clara David Emma Felix Henry Ida Jack Karen Leo Maria Noah Olga Paul Rosa Sam Tina Victor Alice Bob Nina Oscar Peter".split()
 
-CITIES = """
-Paris London Berlin Madrid Rome Vienna Prague Warsaw Athens Lisbon Dublin Oslo Helsinki Stockholm Zurich Geneva Brussels Budapest
-Moscow Istanbul Cairo Nairobi Lagos Delhi Mumbai Tokyo Osaka Kyoto Seoul Beijing Shanghai Bangkok Hanoi Jakarta Sydney Melbourne
-Toronto Montreal Chicago Boston Denver Seattle Dallas Houston Miami Lima Bogota Santiago
-""".split()
+CITIES = "Paris London Berlin Madrid Rome Vienna Prague Athens Lisbon Dublin Oslo Cairo Delhi Tokyo Seoul Sydney Boston Denver Lima".split()
 
-LANGUAGES = "English French German Spanish Italian Polish Dutch Greek Turkish Russian Japanese Korean Chinese Arabic Hindi".split()
+LANGUAGES = "English French German Spanish Italian Greek Russian Japanese".split()
 
-ADJECTIVES = "old new small large bright dark heavy quiet broken clean empty cold warm strange simple narrow deep tall lost famous".split()
+ADJECTIVES = "old new small large bright dark heavy quiet empty cold warm strange".split()
 
-PAST_VERBS = "saw found lost bought sold painted cleaned carried moved fixed opened closed followed watched liked missed kept left".split()
+PAST_VERBS = "saw found lost bought sold moved opened liked missed left".split()
 
 PLACES = (
     "near the {noun}", "behind the {noun}", "in the {noun}", "at the {noun}", "on Monday", "on Friday", "in the morning", "last night",
@@ -53,5 +46,5 @@ FILLERS = (
     "{name} has a {noun}, but no {noun}.",
 )
 
-VERBS = "get set find send read write open close start stop create delete update list check count show move add make".split()
-FIELDS = "name city size color code place date title user level speed price key mode text amount target".split()
+VERBS = "get set find send read write open close start stop list check".split()
+FIELDS = "name city size color code place date title user level price text".split()

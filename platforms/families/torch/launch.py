@@ -40,7 +40,7 @@ class ThreadLauncher(Launcher):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch-step")
 
     def start(self, work: Work) -> Pending:
-        return self._thread.submit(lambda: mapped(host, _ungraded(work)))
+        return self._thread.submit(lambda: mapped(_copied, _ungraded(work)))
 
     def finish(self, work: Work) -> Any:
         return self._thread.submit(_ungraded, work).result()
@@ -50,6 +50,11 @@ class ThreadLauncher(Launcher):
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _copied(array: torch.Tensor) -> Any:
+    """A later step may write where this array lies."""
+    return host(array).copy()
 
 
 class QueueLauncher(Launcher):

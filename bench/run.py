@@ -1,0 +1,109 @@
+"""One benchmark from settings to a record: load, warm up, measure each work, and say what it was measured on."""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..core.config import EngineConfig
+from ..core.env import Environment
+from ..core.llm import LLM
+from ..core.loader import Progress
+from ..errors import ConfigError
+from .latency import measure_latency
+from .limits import measure_limits
+from .machine import describe_machine, describe_versions, today
+from .roofline import cost
+from .shapes import RandomWeights
+from .throughput import measure_throughput
+from .work import Work
+
+FORMAT = 1
+"""Of the record. Grows when a reader of the old one would be misled."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. shape: a named one instead of the settings' model. settings: names of `core.config`."""
+
+    works: Sequence[Work]
+    repeats: int = 3
+    shape: str | None = None
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ConfigError(f"repeats must be at least 1; found {self.repeats}.")
+        if self.shape is not None and self.settings.get("model") is not None:
+            raise ConfigError(f"both a model, {self.settings['model']!r}, and a shape, {self.shape!r}, were given. Give one of them.")
+
+
+def run_throughput(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
+    """The record of `inferplane bench throughput`."""
+    with _open(plan, progress) as (llm, record):
+        rng = np.random.default_rng(plan.seed)
+        return record | {"kind": "throughput", "results": [
+            asdict(measure_throughput(llm, work, plan.repeats, rng, _teller(progress, work.name, plan.repeats))) for work in plan.works
+        ]}
+
+
+def run_latency(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
+    """The record of `inferplane bench latency`: each client sends `repeats` requests."""
+    with _open(plan, progress) as (llm, record):
+        rng = np.random.default_rng(plan.seed)
+        return record | {"kind": "latency", "results": [
+            asdict(measure_latency(llm, work, plan.repeats, rng, _teller(progress, work.name, plan.repeats * work.requests)))
+            for work in plan.works
+        ]}
+
+
+@contextmanager
+def _open(plan: Plan, progress: Progress | None) -> Iterator[tuple[LLM, dict[str, Any]]]:
+    """A loaded model with room for the largest work, no prefix cache, and the head of its record."""
+    defaults = {
+        "max_model_len": max(2, *(work.length_tokens for work in plan.works)), "max_num_seqs": max(work.requests for work in plan.works),
+        "enable_prefix_caching": False, "seed": plan.seed,
+    }
+    settings = defaults | {name: value for name, value in plan.settings.items() if value is not None}
+    source = RandomWeights.named(plan.shape, plan.seed) if plan.shape else None
+    if progress:
+        progress("loading", 0, 1)
+    start = time.perf_counter()
+    with LLM(source=source, **settings) as llm:
+        loaded_seconds = time.perf_counter() - start
+        if progress:
+            progress("loading", 1, 1)
+        yield llm, _head(plan, llm, settings, loaded_seconds)
+
+
+def _head(plan: Plan, llm: LLM, settings: Mapping[str, Any], loaded_seconds: float) -> dict[str, Any]:
+    loaded = llm.loaded
+    needs, platform = cost(loaded.model), loaded.platform
+    return {
+        "format": FORMAT,
+        "kind": "",
+        "date": today(),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "model": {
+            "name": plan.shape or settings.get("model") or "tiny (embedded)", "random_weights": plan.shape is not None,
+            "model_type": loaded.model.model_type, **asdict(needs),
+        },
+        "platform": {
+            "name": platform.name, "grade": platform.capabilities.grade, "devices": list(platform.capabilities.devices),
+            "kernels": sorted({f"{choice.spec.op}: {choice.name}" for choice in loaded.resolution}),
+        },
+        "settings": {name: str(value) if name == "config" else value for name, value in settings.items() if name != "model"},
+        "repeats": plan.repeats,
+        "load_seconds": loaded_seconds,
+        "limits": asdict(measure_limits(platform)),
+    }
+
+
+def _teller(progress: Progress | None, what: str, total: int) -> Any:
+    return lambda done: progress(what, done, total) if progress else None

@@ -1,0 +1,82 @@
+"""Throughput: all requests of a work at once, and the tokens of the whole run over its time."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from ..core.llm import LLM
+from .limits import Limits, measure_limits, typical
+from .roofline import bound, cost
+from .work import Work
+
+WARM_UP_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """One repeat. step_tokens: computed by `steps` steps of the engine. host_seconds: planning, packing and handing out."""
+
+    seconds: float
+    steps: int
+    step_tokens: int
+    host_seconds: float
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """A work's figure: the median of its runs, against what the machine could do while they ran."""
+
+    work: Work
+    counted: str
+    tokens_per_second: float
+    slowest: float
+    fastest: float
+    limit_tokens_per_second: float | None
+    limit_by: str | None
+    of_limit: float | None
+    host_percent: float
+    limits: Limits
+    runs: tuple[Run, ...]
+
+
+def measure_throughput(llm: LLM, work: Work, repeats: int, rng: np.random.Generator, tell: Callable[[int], None]) -> Throughput:
+    """tell(repeats done). The limits are measured before the first run and after each."""
+    warm_up(llm, work, rng)
+    limits, runs = [measure_limits(llm.loaded.platform)], []
+    for done in range(repeats):
+        runs.append(_run(llm, work, rng))
+        limits.append(measure_limits(llm.loaded.platform))
+        tell(done + 1)
+    rates = [work.counted_tokens / run.seconds for run in runs]
+    found = bound(work, cost(llm.loaded.model), typical(limits))
+    return Throughput(
+        work, work.counted, median(rates), min(rates), max(rates),
+        limit_tokens_per_second=found.tokens_per_second if found else None,
+        limit_by=found.by if found else None,
+        of_limit=median(rates) / found.tokens_per_second if found else None,
+        host_percent=100 * median(run.host_seconds / run.seconds for run in runs),
+        limits=typical(limits), runs=tuple(runs),
+    )
+
+
+def warm_up(llm: LLM, work: Work, rng: np.random.Generator) -> None:
+    """The work's own shapes for a few tokens, so that no run pays for a first time."""
+    _generate(llm, work, rng, WARM_UP_TOKENS)
+
+
+def _run(llm: LLM, work: Work, rng: np.random.Generator) -> Run:
+    before = llm.stats()
+    seconds = _generate(llm, work, rng)
+    after = llm.stats()
+    return Run(seconds, after.steps - before.steps, after.step_tokens - before.step_tokens, after.host_seconds - before.host_seconds)
+
+
+def _generate(llm: LLM, work: Work, rng: np.random.Generator, most_tokens: int | None = None) -> float:
+    prompts = [{"prompt_token_ids": ids} for ids in work.prompts(llm.loaded.model.vocab_size, rng)]
+    start = time.perf_counter()
+    llm.generate(prompts, work.params(most_tokens))
+    return time.perf_counter() - start

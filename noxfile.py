@@ -1,0 +1,64 @@
+"""Every check, as a session: `nox` runs lint, types and tests; `nox -l` lists the rest."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.error_on_missing_interpreters = True
+
+CONSTRAINTS = ["-c", "ci/constraints.txt"]
+NEEDS_A_FRAMEWORK = re.compile(r"importorskip|\bcheckpoints\b")
+NO_COMPILER = {"CC": "false", "CXX": "false"}
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and likely bugs, over every Python file."""
+    session.install(*CONSTRAINTS, "ruff")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """The installed package, as strictly as mypy can. The C++ kernels have no part in it, so they are not built."""
+    session.install(*CONSTRAINTS, ".[serve]", "mypy", env=NO_COMPILER)
+    with session.chdir(session.create_tmp()):
+        session.run("mypy", "--config-file", str(session.invoked_from + "/pyproject.toml"), "-p", "inferplane")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """What needs no tensor framework, against the installed package: `nox -s tests -- -k scheduler`."""
+    session.install(*CONSTRAINTS, ".[dev,serve]")
+    session.run("pytest", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session
+def neutral(session: nox.Session) -> None:
+    """The same models under torch and JAX, and logits against Hugging Face transformers: the tests that `tests` skips."""
+    session.install(*CONSTRAINTS, ".[dev,serve,verify]", "jax")
+    files = [str(path) for path in sorted(Path("tests").glob("**/test_*.py")) if NEEDS_A_FRAMEWORK.search(path.read_text())]
+    session.run("pytest", *files, *session.posargs, env={"JAX_PLATFORMS": "cpu"})
+
+
+@nox.session
+def sanitizers(session: nox.Session) -> None:
+    """The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer (gcc on Linux)."""
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
+    session.install(*CONSTRAINTS, ".[dev]", env={"CFLAGS": flags, "LDFLAGS": "-fsanitize=address,undefined"})
+    runtimes = [session.run("gcc", f"-print-file-name={name}", external=True, silent=True).strip()
+                for name in ("libasan.so", "libubsan.so")]
+    files = [str(path) for path in sorted(Path("tests").glob("test_cpu*.py"))]
+    session.run("pytest", *files, "-p", "no:faulthandler", *session.posargs,
+                env={"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0", "OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Throughput and latency on this machine: `nox -s bench -- --help`."""
+    session.install(*CONSTRAINTS, ".")
+    session.run("inferplane", "bench", *session.posargs)

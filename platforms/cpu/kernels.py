@@ -1,0 +1,177 @@
+"""The C++ kernels as `Kernel`s: what each supports, its output arrays, and its weights in its own layout."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...ops import DTYPES, Kernel, Spec, Support
+from ...ops.sample import Sampled, Sampling, edited, logprobs
+from .library import NATIVE, missing_reason
+from .rotary import rotary_table
+
+Array = np.ndarray[Any, Any]
+
+COMPUTED = ("float32", "bfloat16", "float16")
+
+
+def native_kernels() -> Sequence[Kernel]:
+    """In the order of ops. All keep a row's bits whatever its neighbours: sums run over k in one order for any shape."""
+    return [
+        Kernel(op, f"native.{op}", _supports(extra), run, prepare, batch_invariant=True)
+        for op, run, prepare, extra in (
+            ("embedding", _embedding, None, None),
+            ("linear", _linear, _pack, _plain_linear),
+            ("take_rows", _take_rows, None, None),
+            ("add", _add, None, None),
+            ("multiply", _multiply, None, None),
+            ("scale", _scale, None, None),
+            ("rms_norm", _rms_norm, None, None),
+            ("add_rms_norm", _add_rms_norm, None, None),
+            ("layer_norm", _layer_norm, None, None),
+            ("rope", _rope, None, None),
+            ("activation", _activation, None, None),
+            ("gated_activation", _gated_activation, None, None),
+            ("write_kv", _write_kv, None, None),
+            ("attention", _attention, None, None),
+            ("sample", _sample, None, None),
+        )
+    ]
+
+
+def _supports(extra: Callable[[Any], Support] | None) -> Callable[[Any], Support]:
+    def supports(spec: Any) -> Support:
+        dtype = getattr(getattr(spec, "norm", spec), "dtype", "float32")
+        if dtype not in COMPUTED:
+            return f"computes in {', '.join(COMPUTED)}, not in {dtype}"
+        return missing_reason() or (extra(spec) if extra else None)
+
+    return supports
+
+
+def _plain_linear(spec: Any) -> Support:
+    if spec.scheme is not None:
+        return f"has no kernel for the weight scheme {spec.scheme}"
+    if spec.out_dtype not in (None, spec.dtype, "float32"):
+        return f"answers in {spec.dtype} or float32, not in {spec.out_dtype}"
+    return "runs on one device, and cannot sum over a sharded input" if spec.reduce else None
+
+
+class Packed(NamedTuple):
+    """A fused weight in panels of 64 outputs, and a bias or None per output."""
+
+    panels: Array
+    biases: list[Array | None]
+
+
+def _pack(spec: Any, parts: Sequence[Array]) -> Packed:
+    """Part by part, so that a memory-mapped source is never held twice."""
+    count, total = len(spec.outputs), sum(dim.size for dim in spec.outputs)
+    panels = NATIVE.allocate(NATIVE.packed_bytes(total, spec.input.size, spec.dtype))
+    first = 0
+    for part in parts[:count]:
+        NATIVE.pack_part(panels, total, first, np.ascontiguousarray(part))
+        first += len(part)
+    biases = [np.ascontiguousarray(part) for part in parts[count:]]
+    return Packed(panels, [*biases] if biases else [None] * count)
+
+
+def _linear(spec: Any, x: Array, weight: Packed, batch: Any) -> Any:
+    dtype = DTYPES[spec.out_dtype or spec.dtype]
+    outs = [np.empty((len(x), dim.size), dtype) for dim in spec.outputs]
+    NATIVE.linear(np.ascontiguousarray(x), weight.panels, outs, weight.biases)
+    return tuple(outs) if len(outs) > 1 else outs[0]
+
+
+def _embedding(spec: Any, tokens: Array, weight: tuple[Array, ...]) -> Array:
+    return _take_rows(spec, weight[0], tokens)
+
+
+def _take_rows(spec: Any, x: Array, rows: Array) -> Array:
+    out = np.empty((len(rows), x.shape[1]), x.dtype)
+    NATIVE.take_rows(np.ascontiguousarray(x), np.ascontiguousarray(rows), out)
+    return out
+
+
+def _add(spec: Spec, a: Array, b: Array) -> Array:
+    out = np.empty(a.shape, a.dtype)
+    NATIVE.add(np.ascontiguousarray(a), np.ascontiguousarray(b), out)
+    return out
+
+
+def _multiply(spec: Spec, a: Array, b: Array) -> Array:
+    out = np.empty(a.shape, a.dtype)
+    NATIVE.multiply(np.ascontiguousarray(a), np.ascontiguousarray(b), out)
+    return out
+
+
+def _scale(spec: Any, x: Array) -> Array:
+    out = np.empty(x.shape, x.dtype)
+    NATIVE.scale(np.ascontiguousarray(x), spec.factor, out)
+    return out
+
+
+def _rms_norm(spec: Any, x: Array, weight: tuple[Array, ...]) -> Array:
+    out = np.empty(x.shape, x.dtype)
+    NATIVE.rms_norm(np.ascontiguousarray(x), weight[0], spec.epsilon, spec.offset, out)
+    return out
+
+
+def _add_rms_norm(spec: Any, x: Array, residual: Array, weight: tuple[Array, ...]) -> tuple[Array, Array]:
+    out, total = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+    norm = spec.norm
+    NATIVE.add_rms_norm(np.ascontiguousarray(x), np.ascontiguousarray(residual), weight[0], norm.epsilon, norm.offset, out, total)
+    return out, total
+
+
+def _layer_norm(spec: Any, x: Array, weight: tuple[Array, ...]) -> Array:
+    out = np.empty(x.shape, x.dtype)
+    NATIVE.layer_norm(np.ascontiguousarray(x), weight[0], weight[1] if spec.bias else None, spec.epsilon, out)
+    return out
+
+
+def _rope(spec: Any, x: Array, batch: Any) -> Array:
+    out = np.empty(x.shape, x.dtype)
+    table, positions = rotary_table(spec, batch.positions)
+    NATIVE.rope(np.ascontiguousarray(x), positions, table, spec.interleaved, out)
+    return out
+
+
+def _activation(spec: Any, x: Array) -> Array:
+    out = np.empty(x.shape, x.dtype)
+    NATIVE.activation(np.ascontiguousarray(x), spec.kind, out)
+    return out
+
+
+def _gated_activation(spec: Any, gate: Array, up: Array) -> Array:
+    out = np.empty(gate.shape, gate.dtype)
+    NATIVE.gated_activation(np.ascontiguousarray(gate), np.ascontiguousarray(up), spec.kind, out)
+    return out
+
+
+def _write_kv(spec: Any, k: Array, v: Array, cell: Any, batch: Any) -> None:
+    NATIVE.write_kv(np.ascontiguousarray(k), np.ascontiguousarray(v), cell.k, cell.v, batch.groups[cell.group].slots)
+
+
+def _attention(spec: Any, q: Array, cell: Any, batch: Any, sinks: tuple[Array, ...] | None = None) -> Array:
+    out = np.empty((*q.shape[:2], spec.value_dim), q.dtype)
+    NATIVE.attention(
+        np.ascontiguousarray(q), cell.k, cell.v, out, batch.groups[cell.group].table, batch.starts, batch.lengths,
+        spec.scale, spec.window or 0, spec.softcap or 0.0, sinks[0].astype(np.float32) if sinks else None,
+    )
+    return out
+
+
+def _sample(spec: Any, logits: Array, sampling: Sampling, batch: Any, state: Any) -> Sampled:
+    tokens = np.empty(len(logits), np.int32)
+    changed = np.ascontiguousarray(edited(logits, sampling))
+    if sampling.temperature.any():
+        s = sampling
+        NATIVE.sample(changed, s.temperature, s.top_k, s.top_p, s.min_p, s.seed_low, s.seed_high, s.index, s.position, tokens)
+    else:
+        NATIVE.sample_greedy(changed, tokens)
+    state.last_token[batch.sample_slot] = tokens
+    if batch.shape.logprobs < 0:
+        return Sampled(tokens)
+    return Sampled(tokens, *logprobs(logits.astype(np.float64), tokens, batch.shape.logprobs))

@@ -1,0 +1,96 @@
+// Python arguments as plain C++: arrays are checked for type, shape and order before a kernel sees them.
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dtype.h"
+#include "invalid.h"
+
+namespace inferplane {
+
+enum class Element { float32, bfloat16, float16, int32, uint8 };
+
+// A C-contiguous array that the caller keeps alive.
+struct Array {
+    std::string name;  // "attention: q"
+    void* data;
+    Element element;
+    std::vector<int64_t> shape;
+
+    int64_t size() const;
+    int64_t rank() const { return int64_t(shape.size()); }
+    int64_t last() const { return shape.back(); }
+    DType dtype() const;  // throws where the elements are not floats of ours
+    std::string describe() const;
+
+    // -1 in `wanted` accepts any size.
+    const Array& expect(Element element) const;
+    const Array& expect(std::initializer_list<int64_t> wanted) const;
+    const Array& expect_like(const Array& other) const;  // type and shape
+    const int32_t* int32() const;
+    const float* float32() const;
+};
+
+const char* name_of(Element element);
+Element element_of(DType type);
+
+// The positional arguments of one call.
+class Arguments {
+  public:
+    Arguments(const char* function, PyObject* const* values, Py_ssize_t count, Py_ssize_t wanted);
+
+    Array array(int i, const char* name) const;
+    Array output(int i, const char* name) const;  // writable
+    std::optional<Array> optional_array(int i, const char* name) const;
+    std::vector<Array> outputs(int i, const char* name) const;                                       // one array or a sequence
+    std::vector<std::optional<Array>> optional_arrays(int i, const char* name, size_t count) const;  // None, one, or a sequence
+    std::vector<Array> arrays(int i, const char* name) const;
+    int64_t integer(int i, const char* name) const;
+    double number(int i, const char* name) const;
+    std::string text(int i, const char* name) const;
+    bool flag(int i) const;
+    const char* function() const { return function_; }
+
+  private:
+    const char* function_;
+    PyObject* const* values_;
+};
+
+// The error indicator is already set.
+struct PythonError {};
+
+// Other Python threads run while a kernel does.
+class WithoutGil {
+  public:
+    WithoutGil() : state_(PyEval_SaveThread()) {}
+    ~WithoutGil() { PyEval_RestoreThread(state_); }
+
+  private:
+    PyThreadState* state_;
+};
+
+bool import_numpy();
+PyObject* new_bytes_array(int64_t bytes, void** memory = nullptr);  // uint8, zeroed, 64-byte aligned, huge pages; owns its memory
+
+using Body = PyObject* (*)(const Arguments&);
+using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+PyObject* guarded(Body body, const char* name, PyObject* const* values, Py_ssize_t count, Py_ssize_t wanted);
+
+PyMethodDef* matrix_methods();
+PyMethodDef* row_methods();
+PyMethodDef* machine_methods();
+
+// One entry of a method table: checks the number of arguments and turns C++ exceptions into Python's.
+#define INFERPLANE_METHOD(function, count, doc)                                                                        \
+    {#function,                                                                                                        \
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(static_cast<FastFunction>(                                \
+         [](PyObject*, PyObject* const* values, Py_ssize_t n) { return guarded(py_##function, #function, values, n, count); }))), \
+     METH_FASTCALL, PyDoc_STR(doc)}
+
+}  // namespace inferplane

@@ -1,0 +1,30 @@
+"""Tables of cosines and sines, computed once for as many positions as were met."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+MOST_POSITIONS = 1 << 17
+"""Beyond, a table would cost more memory than computing the few rows that a step needs."""
+
+_tables: dict[Any, Array] = {}
+
+
+def rotary_table(spec: Any, positions: Array) -> tuple[Array, Array]:
+    """(table [n, cosines | sines] float32, [tokens] row of the table for each token)."""
+    highest = int(positions.max(initial=0))
+    if highest >= MOST_POSITIONS:
+        return _rows(spec, positions), np.arange(len(positions), dtype=np.int32)
+    key = (spec.frequencies, spec.scale)
+    table = _tables.get(key)
+    if table is None or len(table) <= highest:
+        table = _tables[key] = _rows(spec, np.arange(1 << max(10, highest.bit_length())))
+    return table, positions
+
+
+def _rows(spec: Any, positions: Array) -> Array:
+    angles = spec.angles(positions).astype(np.float64)
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32) * np.float32(spec.scale)

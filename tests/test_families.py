@@ -1,0 +1,790 @@
+"""The torch and JAX families: every kernel against its float64 reference, and one model graph unchanged on NumPy, torch and jax.jit."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from inferplane.core.graph import DERIVE
+from inferplane.core.loader import LoadOptions, Loaded, load
+from inferplane.core.request import Request, SamplingParams
+from inferplane.core.runner import Runner, pack
+from inferplane.core.scheduler.plan import RowPlan, StepPlan
+from inferplane.errors import CapacityError
+from inferplane.model_zoo.llama import Llama
+from inferplane.model_zoo.mistral import Mistral
+from inferplane.ops import (
+    DTYPES, Activation, Add, AddRmsNorm, Attention, BatchShape, Derive, Dim, Embedding, GatedActivation, Kernel, LayerNorm, Linear,
+    Moe, Multiply, QkvRopeWrite, RmsNorm, Rope, Router, Sample, Scale, Scope, Spec, StateArray, StateGroup, TakeRows, WriteKV, empty,
+)
+from inferplane.ops.elementwise import FORMULAS
+from inferplane.ops.spec import wide
+from inferplane.ops.threefry import uniforms
+from inferplane.ops.tolerance import exact, naive_relative, within
+from inferplane.platforms.contract import CONTRACT, Availability, Buckets, Capabilities, Options, Platform
+from inferplane.platforms.reference import Reference
+
+Array = np.ndarray[Any, Any]
+BLOCK_TOKENS = 4
+SMALL_BUCKETS = Buckets(tokens=(1, 4, 16, 32), rows=(1, 4), samples=(1, 4), blocks=(4, 16), edits=(0, 8))
+DTYPE_IDS = ("float32", "bfloat16")
+
+
+def torch_cpu(dtypes: Sequence[str] = ("float32", "bfloat16")) -> Platform:
+    torch = pytest.importorskip("torch")
+    from inferplane.platforms.families.torch import TorchPlatform
+
+    class TorchCpu(TorchPlatform):
+        name, contract, capabilities = "torch-cpu", CONTRACT, Capabilities(dtypes=tuple(dtypes), block_tokens=(BLOCK_TOKENS,))
+
+        @classmethod
+        def probe(cls, options: Options) -> Availability:
+            return Availability(True, "torch on any machine")
+
+        def find_device(self, options: Options) -> Any:
+            return torch.device("cpu")
+
+    return TorchCpu(Options())
+
+
+def jax_cpu() -> Platform:
+    jax = pytest.importorskip("jax")
+    from inferplane.platforms.families.jax import JaxPlatform
+
+    class JaxCpu(JaxPlatform):
+        name, contract = "jax-cpu", CONTRACT
+        capabilities = Capabilities(dtypes=("float32", "bfloat16"), block_tokens=(BLOCK_TOKENS,), buckets=SMALL_BUCKETS)
+
+        @classmethod
+        def probe(cls, options: Options) -> Availability:
+            return Availability(True, "JAX on any machine")
+
+        def find_device(self, options: Options) -> Any:
+            return jax.devices("cpu")[0]
+
+    return JaxCpu(Options())
+
+
+class NumpyReference(Reference):
+    capabilities = replace(Reference.capabilities, block_tokens=(BLOCK_TOKENS,))
+
+
+FAMILIES: dict[str, Callable[[], Platform]] = {"torch": torch_cpu, "jax": jax_cpu}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def platform(request: pytest.FixtureRequest) -> Iterator[Platform]:
+    made = FAMILIES[request.param]()
+    yield made
+    made.close()
+
+
+def kernel_for(platform: Platform, spec: Spec) -> Kernel:
+    return next(kernel for kernel in platform.kernels() if kernel.op == spec.op and kernel.supports(spec) is None)
+
+
+def run(platform: Platform, spec: Spec, *arrays: Any, parts: Sequence[Array] = ()) -> Any:
+    """The family's kernel on host arrays; `parts` are prepared as a weight and come where `WEIGHT` stands."""
+    kernel = kernel_for(platform, spec)
+    weight = kernel.prepare(spec, parts) if kernel.prepare else tuple(platform.put(part) for part in parts)
+    placed = [weight if array is WEIGHT else platform.put(array) if isinstance(array, np.ndarray) else array for array in arrays]
+    made = kernel.run(spec, *placed)
+    return tuple(platform.fetch(one) for one in made) if isinstance(made, tuple) else platform.fetch(made)
+
+
+WEIGHT = object()
+
+
+def rounded(values: Array, dtype: str) -> Array:
+    return np.asarray(values).astype(DTYPES[dtype])
+
+
+# Ops without state
+
+
+@dataclass
+class Case:
+    """One call: a spec for a dtype, host arrays, weight parts, and what the elementwise bound scales with."""
+
+    id: str
+    spec: Callable[[str], Any]
+    shapes: Sequence[tuple[int, ...]]
+    parts: Sequence[tuple[int, ...]] = ()
+    magnitude: Callable[..., Any] | None = None
+    tail: tuple[Any, ...] = ()
+    spread: float = 1.0
+
+    def make(self, dtype: str) -> tuple[Any, list[Array], list[Array]]:
+        rng = np.random.default_rng(sum(map(ord, self.id)))
+        draw = lambda shape: rounded(rng.normal(size=shape) * self.spread, dtype)  # noqa: E731
+        return self.spec(dtype), [draw(shape) for shape in self.shapes], [draw(shape) for shape in self.parts]
+
+
+def linear_of(outputs: Sequence[int], **more: Any) -> Callable[[str], Linear]:
+    return lambda dtype: Linear(input=Dim(37, "embed"), outputs=tuple(Dim(n) for n in outputs), dtype=dtype, **more)
+
+
+def linear_magnitude(spec: Linear, x: Array, parts: Sequence[Array]) -> list[Array]:
+    biases = parts[len(spec.outputs):] or [np.zeros(1)] * len(spec.outputs)
+    return [np.abs(wide(x)) @ np.abs(wide(one)).T + np.abs(wide(bias)) for one, bias in zip(parts, biases, strict=False)]
+
+
+def layer_norm_magnitude(spec: LayerNorm, x: Array, parts: Sequence[Array]) -> list[Array]:
+    mean = wide(x).mean(-1, keepdims=True)
+    around = (np.abs(wide(x)) + np.abs(mean)) / np.sqrt(wide(x).var(-1, keepdims=True) + spec.epsilon) * np.abs(wide(parts[0]))
+    return [around + (np.abs(wide(parts[1])) if spec.bias else 0)]
+
+
+def gate_magnitude(spec: Any, *arrays: Array) -> list[Array]:
+    return [np.prod([np.abs(wide(one)) for one in arrays[:-1]], axis=0)]
+
+
+LINEARS = [
+    Case("one-output", linear_of([5]), [(3, 37)], [(5, 37)], linear_magnitude, (WEIGHT, None)),
+    Case("one-token-bias", linear_of([5], bias=True), [(1, 37)], [(5, 37), (5,)], linear_magnitude, (WEIGHT, None)),
+    Case("no-tokens", linear_of([5]), [(0, 37)], [(5, 37)], linear_magnitude, (WEIGHT, None)),
+    Case("fused", linear_of([8, 3, 1]), [(7, 37)], [(8, 37), (3, 37), (1, 37)], linear_magnitude, (WEIGHT, None)),
+    Case("fused-bias", linear_of([4, 6], bias=True), [(7, 37)], [(4, 37), (6, 37), (4,), (6,)], linear_magnitude, (WEIGHT, None)),
+    Case("float32-out", linear_of([9], out_dtype="float32"), [(5, 37)], [(9, 37)], linear_magnitude, (WEIGHT, None)),
+    Case("float32-out-bias", linear_of([9], out_dtype="float32", bias=True), [(5, 37)], [(9, 37), (9,)], linear_magnitude, (WEIGHT, None)),
+]
+ROWS = [
+    Case("add", lambda d: Add(dtype=d), [(5, 7), (5, 7)]),
+    Case("multiply", lambda d: Multiply(dtype=d), [(5, 7), (5, 7)]),
+    Case("scale", lambda d: Scale(factor=1 / 3, dtype=d), [(5, 7)]),
+    *(Case(f"activation-{kind}", lambda d, kind=kind: Activation(kind=kind, dtype=d), [(9, 31)], magnitude=gate_magnitude, spread=3.0)
+      for kind in FORMULAS),
+    *(Case(f"gated-{kind}", lambda d, kind=kind: GatedActivation(kind=kind, dtype=d), [(9, 31), (9, 31)], magnitude=gate_magnitude)
+      for kind in FORMULAS),
+    Case("rms_norm", lambda d: RmsNorm(size=33, epsilon=1e-5, dtype=d), [(5, 33)], [(33,)], None, (WEIGHT,)),
+    Case("rms_norm-offset", lambda d: RmsNorm(size=33, epsilon=1e-5, dtype=d, offset=1.0), [(5, 2, 33)], [(33,)], None, (WEIGHT,)),
+    Case("layer_norm", lambda d: LayerNorm(size=33, epsilon=1e-5, dtype=d), [(5, 33)], [(33,), (33,)], layer_norm_magnitude, (WEIGHT,)),
+    Case("layer_norm-no-bias", lambda d: LayerNorm(size=33, epsilon=1e-5, dtype=d, bias=False), [(5, 33)], [(33,)],
+         layer_norm_magnitude, (WEIGHT,)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPE_IDS)
+@pytest.mark.parametrize("case", LINEARS + ROWS, ids=lambda case: case.id)
+def test_a_kernel_stays_within_its_ops_bound(platform: Platform, case: Case, dtype: str) -> None:
+    spec, arrays, parts = case.make(dtype)
+    expected = spec.reference(*arrays, *((parts if one is WEIGHT else one) for one in case.tail))
+    actual = run(platform, spec, *arrays, *case.tail, parts=parts)
+    many = isinstance(expected, tuple)
+    scales = case.magnitude(spec, *arrays, parts) if case.magnitude else [None] * len(expected)
+    for found, wanted, scale in zip(actual if many else [actual], expected if many else [expected], scales, strict=False):
+        assert found.dtype == DTYPES[getattr(spec, "out_dtype", None) or dtype]
+        assert within(found, wanted, depth=spec.tolerance.depth, magnitude=scale) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPE_IDS)
+def test_picks_are_exact(platform: Platform, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    table, x = rounded(rng.normal(size=(11, 6)), dtype), rounded(rng.normal(size=(7, 6)), dtype)
+    tokens, rows = np.array([3, 0, 10, 3], np.int32), np.array([6, 6, 0], np.int32)
+    assert exact(run(platform, Embedding(vocab=Dim(11), size=6, dtype=dtype), tokens, WEIGHT, parts=[table]), table[tokens]) is None
+    assert exact(run(platform, TakeRows(size=6, dtype=dtype), x, rows), x[rows]) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPE_IDS)
+def test_add_rms_norm_is_no_worse_than_twice_a_naive_one(platform: Platform, dtype: str) -> None:
+    rng = np.random.default_rng(1)
+    spec = AddRmsNorm(norm=RmsNorm(size=33, epsilon=1e-5, dtype=dtype))
+    x, residual, weight = (rounded(rng.normal(size=shape), dtype) for shape in ((6, 33), (6, 33), (33,)))
+    actual = run(platform, spec, x, residual, WEIGHT, parts=[weight])
+    expected = spec.reference(x, residual, [weight])
+    total = rounded(x.astype(np.float32) + residual.astype(np.float32), dtype)
+    scaled = rounded(total / np.sqrt(np.mean(total.astype(np.float32) ** 2, -1, keepdims=True) + np.float32(1e-5)), dtype)
+    for found, naive, wanted in zip(actual, (rounded(scaled * weight, dtype), total), expected, strict=True):
+        assert naive_relative(found, naive, wanted) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPE_IDS)
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+@pytest.mark.parametrize("turned", [4, 8], ids=["partial", "whole"])
+def test_rope_turns_by_float32_angles_even_far_out(platform: Platform, turned: int, interleaved: bool, dtype: str) -> None:
+    frequencies = tuple(10000.0 ** (-j / turned * 2) for j in range(turned // 2))
+    spec = Rope(heads=Dim(3), head_dim=8, frequencies=frequencies, dtype=dtype, scale=1.25, interleaved=interleaved)
+    x = rounded(np.random.default_rng(2).normal(size=(5, 3, 8)), dtype)
+    positions = np.array([0, 1, 777, 32767, 131071], np.int32)
+    actual = run(platform, spec, x, SimpleNamespace(positions=platform.put(positions)))
+    magnitude = np.full(x.shape, 2 * 1.25 * np.abs(wide(x)).max())
+    assert within(actual, spec.reference(x, SimpleNamespace(positions=positions)), depth=spec.tolerance.depth, magnitude=magnitude) is None
+
+
+# Experts
+
+
+@pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("renormalize", [False, True], ids=["as-they-are", "renormalized"])
+@pytest.mark.parametrize("tokens", [0, 1, 9], ids="{}-tokens".format)
+def test_the_router_gives_ties_to_the_lowest_expert(platform: Platform, tokens: int, renormalize: bool, sigmoid: bool) -> None:
+    logits = np.round(np.random.default_rng(3).normal(size=(tokens, 7)) * 2).astype(np.float32)
+    spec = Router(experts=Dim(7), top_k=3, renormalize=renormalize, sigmoid=sigmoid)
+    experts, weights = run(platform, spec, logits)
+    wanted_experts, wanted = spec.reference(logits)
+    assert exact(experts, wanted_experts) is None
+    assert within(weights, wanted, depth=spec.tolerance.depth) is None
+
+
+def naive_moe(spec: Moe, x: Array, experts: Array, weights: Array, parts: Sequence[Array], dtype: str) -> Array:
+    out = np.zeros(x.shape, np.float32)
+    single = lambda values: rounded(values, dtype).astype(np.float32)  # noqa: E731
+    for token, (ids, shares) in enumerate(zip(experts, weights, strict=True)):
+        for expert, share in zip(ids, shares, strict=True):
+            gate, up = (single(part[expert].astype(np.float32) @ x[token].astype(np.float32)) for part in parts[:2])
+            hidden = single(single(FORMULAS[spec.activation](gate)) * up)
+            out[token] = single(out[token] + single(share * single(parts[2][expert].astype(np.float32) @ hidden)))
+    return rounded(out, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPE_IDS)
+@pytest.mark.parametrize(
+    ("tokens", "experts", "top_k"), [(0, 4, 2), (1, 7, 2), (5, 6, 3), (70, 5, 2), (40, 3, 3)],
+    ids=["no-tokens", "one-token", "few", "several-tiles", "all-experts"],
+)
+def test_moe_applies_each_weight_once_at_its_own_rank(platform: Platform, tokens: int, experts: int, top_k: int, dtype: str) -> None:
+    rng = np.random.default_rng(4)
+    spec = Moe(experts=Dim(experts), embed=64, mlp=Dim(48), top_k=top_k, activation="silu", dtype=dtype)
+    x = rounded(rng.normal(size=(tokens, 64)), dtype)
+    chosen = np.array([rng.permutation(experts)[:top_k] for _ in range(tokens)], np.int32).reshape(tokens, top_k)
+    weights = rng.uniform(0.1, 2, (tokens, top_k)).astype(np.float32)
+    parts = [rounded(rng.normal(size=shape), dtype) for shape in ((experts, 48, 64), (experts, 48, 64), (experts, 64, 48))]
+    actual = run(platform, spec, x, chosen, weights, WEIGHT, None, parts=parts)
+    assert actual.shape == x.shape
+    assert actual.dtype == x.dtype
+    if tokens:
+        naive = naive_moe(spec, x, chosen, weights, parts, dtype)
+        assert naive_relative(actual, naive, spec.reference(x, chosen, weights, parts, None)) is None
+
+
+# State and attention
+
+
+def rows_of(*lengths_and_counts: tuple[int, int], tables: Sequence[Sequence[int]] | None = None) -> list[RowPlan]:
+    """Rows of `count` new tokens that end at `length`, over scattered blocks that no two rows share."""
+    ids = np.random.default_rng(5).permutation(np.arange(1, 1 + sum(-(-length // BLOCK_TOKENS) for length, _ in lengths_and_counts)))
+    made, start = [], 0
+    for slot, (length, count) in enumerate(lengths_and_counts, start=1):
+        width = -(-length // BLOCK_TOKENS)
+        request = Request(f"r{slot}", np.arange(length), SamplingParams(temperature=0.0), max_tokens=4)
+        tokens = np.arange(count, dtype=np.int32)
+        table = ids[start : start + width].astype(np.int32)
+        made.append(RowPlan(request, slot, length - count, count, tokens, False, True, (table,), False))
+        start += width
+    return made
+
+
+@dataclass
+class Scene:
+    """A ragged step over poisoned blocks: only positions below each row's length hold numbers."""
+
+    spec: Any
+    rows: list[RowPlan]
+    dtype: str
+    poison: float = np.nan
+    buckets: Buckets | None = None
+
+    @cached_property
+    def group(self) -> StateGroup:
+        spec, kv = self.spec, self.spec.kv_heads.size
+        arrays = {"k": StateArray(kv, spec.key_dim, self.dtype), "v": StateArray(kv, spec.value_dim, self.dtype)}
+        return StateGroup("full", (0,), arrays, block_tokens=BLOCK_TOKENS)
+
+    @cached_property
+    def blocks(self) -> int:
+        return 1 + sum(len(row.tables[0]) for row in self.rows)
+
+    @cached_property
+    def cell(self) -> Any:
+        """The reference's own cell [blocks, kv_heads, block_tokens, dim]."""
+        rng = np.random.default_rng(6)
+        made = {}
+        for name, one in self.group.arrays.items():
+            array = rounded(np.full((self.blocks, one.heads, BLOCK_TOKENS, one.dim), self.poison), self.dtype)
+            for row in self.rows:
+                block, offset = np.divmod(np.arange(row.length), BLOCK_TOKENS)
+                array[row.tables[0][block], :, offset] = rounded(rng.normal(size=(row.length, one.heads, one.dim)), self.dtype)
+            made[name] = array
+        return SimpleNamespace(group=0, **made)
+
+    def host_batch(self) -> Any:
+        return self.views(*pack(self.rows, [self.group], self.buckets, sample=[0]))
+
+    def views(self, shape: BatchShape, integers: Any, floats: Any) -> Any:
+        from inferplane.ops import unpack
+
+        return unpack(shape, integers, floats)[0]
+
+    def batch(self, platform: Platform) -> Any:
+        packed = pack(self.rows, [self.group], self.buckets, sample=[0])
+        return self.views(packed.shape, platform.put(packed.integers), platform.put(packed.floats))
+
+    def state(self, platform: Platform) -> Any:
+        state = platform.allocate([self.group], [self.blocks], slots=len(self.rows))
+        canonical = {name: canonical_of(getattr(self.cell, name))[None] for name in self.group.arrays}
+        platform.write_blocks(state, 0, range(self.blocks), canonical)
+        return state
+
+    @property
+    def tokens(self) -> int:
+        return self.host_batch().shape.tokens
+
+    def query(self) -> Array:
+        return rounded(np.random.default_rng(7).normal(size=(self.tokens, self.spec.heads.size, self.spec.key_dim)), self.dtype)
+
+
+def canonical_of(paged: Array) -> Array:
+    """[blocks, heads, block_tokens, dim] -> [heads, tokens, dim]."""
+    return paged.swapaxes(0, 1).reshape(paged.shape[1], -1, paged.shape[-1])
+
+
+def naive_attention(scene: Scene, q: Array, sinks: Array | None) -> Array:
+    """One query and one head at a time, every intermediate rounded to the dtype."""
+    spec, batch = scene.spec, scene.host_batch()
+    single = lambda values: rounded(values, scene.dtype).astype(np.float32)  # noqa: E731
+    out = np.zeros((*q.shape[:-1], spec.value_dim), np.float32)
+    for r, row in enumerate(scene.rows):
+        block, offset = np.divmod(np.arange(row.length), BLOCK_TOKENS)
+        keys, values = (getattr(scene.cell, name)[row.tables[0][block], :, offset].astype(np.float32) for name in ("k", "v"))
+        for t in range(batch.starts[r], batch.starts[r + 1]):
+            position = row.start + t - batch.starts[r]
+            seen = slice(0 if spec.window is None else max(0, position - spec.window + 1), position + 1)
+            for head in range(spec.heads.size):
+                own = head * spec.kv_heads.size // spec.heads.size
+                scores = single(single(keys[seen, own] @ q[t, head].astype(np.float32)) * np.float32(spec.scale))
+                if spec.softcap is not None:
+                    scores = single(spec.softcap * single(np.tanh(single(scores / np.float32(spec.softcap)))))
+                scores = scores if sinks is None else np.append(scores, sinks[head].astype(np.float32))
+                weights = np.exp(scores - scores.max())
+                weights = single(weights / weights.sum())[: seen.stop - seen.start]
+                out[t, head] = weights @ values[seen, own]
+    return rounded(out, scene.dtype)
+
+
+MIXED = ((9, 1), (6, 6), (21, 5), (1, 1), (17, 1))
+ATTENTIONS: dict[str, tuple[dict[str, Any], Sequence[tuple[int, int]]]] = {
+    "decode": ({}, [(9, 1), (1, 1), (16, 1), (13, 1)]),
+    "prefill": ({}, [(37, 37)]),
+    "prefill-behind-a-prefix": ({}, [(40, 3)]),
+    "mixed": ({}, MIXED),
+    "many-turns": ({}, [(301, 2), (290, 40)]),
+    "one-head": ({"heads": 1, "kv_heads": 1}, MIXED),
+    "ungrouped": ({"heads": 3, "kv_heads": 3}, MIXED),
+    "key-and-value-dims-differ": ({"value_dim": 5}, MIXED),
+    "window-1": ({"window": 1}, MIXED),
+    "window-4": ({"window": 4}, MIXED),
+    "window-7-long": ({"window": 7}, [(61, 1), (50, 34), (33, 33)]),
+    "softcap": ({"softcap": 5.0}, MIXED),
+    "sinks": ({"sinks": True}, MIXED),
+    "everything": ({"window": 5, "softcap": 3.0, "sinks": True, "value_dim": 3}, MIXED),
+}
+
+
+def attention_of(dtype: str, *, heads: int = 6, kv_heads: int = 2, value_dim: int = 8, **more: Any) -> Attention:
+    return Attention(heads=Dim(heads), kv_heads=Dim(kv_heads), key_dim=8, value_dim=value_dim, scale=8**-0.5, dtype=dtype, **more)
+
+
+def attend(platform: Platform, scene: Scene, q: Array, sinks: Array | None = None) -> Array:
+    handle = () if sinks is None else ((platform.put(sinks),),)
+    kernel = kernel_for(platform, scene.spec)
+    made: Array = platform.fetch(kernel.run(scene.spec, platform.put(q), scene.state(platform)[0], scene.batch(platform), *handle))
+    return made
+
+
+@pytest.mark.parametrize("dtype", DTYPE_IDS)
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention_over_poisoned_blocks(platform: Platform, name: str, dtype: str) -> None:
+    kind, rows = ATTENTIONS[name]
+    scene = Scene(attention_of(dtype, **kind), rows_of(*rows), dtype)
+    q, sinks = scene.query(), rounded(np.random.default_rng(8).normal(size=scene.spec.heads.size), dtype) if scene.spec.sinks else None
+    actual = attend(platform, scene, q, sinks)
+    expected = scene.spec.reference(q, scene.cell, scene.host_batch(), None if sinks is None else [sinks])
+    assert actual.dtype == DTYPES[dtype]
+    assert naive_relative(actual, naive_attention(scene, q, sinks), expected) is None
+
+
+@pytest.mark.parametrize("name", ["decode", "mixed", "window-4", "many-turns"])
+def test_unused_slots_do_not_reach_a_single_bit(platform: Platform, name: str) -> None:
+    kind, rows = ATTENTIONS[name]
+    scenes = [Scene(attention_of("float32", **kind), rows_of(*rows), "float32", poison) for poison in (np.nan, np.inf, -3e38, 0.0)]
+    first, *others = (attend(platform, scene, scene.query()) for scene in scenes)
+    assert all(exact(other, first) is None for other in others)
+
+
+def test_padding_of_a_bucket_changes_nothing_and_answers_zeros(platform: Platform) -> None:
+    tight = Scene(attention_of("float32", window=6), rows_of((9, 1), (6, 6)), "float32")
+    padded = replace(tight, buckets=SMALL_BUCKETS)
+    assert padded.tokens > tight.tokens
+    q = padded.query()
+    actual, expected = attend(platform, padded, q), attend(platform, tight, q[: tight.tokens])
+    np.testing.assert_allclose(actual[: tight.tokens], expected, rtol=1e-6, atol=1e-6)
+    assert not actual[tight.tokens :].any()
+
+
+def test_a_walk_in_small_turns_agrees_with_one_in_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    platform = torch_cpu()
+    from inferplane.platforms.families.torch import attention
+
+    scene = Scene(attention_of("float32", window=9, sinks=True), rows_of(*MIXED), "float32")
+    sinks = np.linspace(-1, 1, 6, dtype=np.float32)
+    whole = attend(platform, scene, scene.query(), sinks)
+    monkeypatch.setattr(attention, "GATHERED_ELEMENTS", 1)
+    np.testing.assert_allclose(attend(platform, scene, scene.query(), sinks), whole, rtol=1e-5, atol=1e-6)
+    platform.close()
+
+
+@pytest.mark.parametrize("dtype", DTYPE_IDS)
+def test_write_kv_writes_its_slots_and_no_other(platform: Platform, dtype: str) -> None:
+    scene = Scene(attention_of(dtype), rows_of((9, 2), (6, 6)), dtype, poison=7.0)
+    spec = WriteKV(kv_heads=Dim(2), key_dim=8, value_dim=8, dtype=dtype)
+    k, v = (rounded(np.random.default_rng(i).normal(size=(8, 2, 8)), dtype) for i in (9, 10))
+    state = scene.state(platform)
+    kernel_for(platform, spec).run(spec, platform.put(k), platform.put(v), state[0], scene.batch(platform))
+    spec.reference(k, v, scene.cell, scene.host_batch())
+    found = platform.read_blocks(state, 0, range(1, scene.blocks))
+    for name in "kv":
+        assert exact(found[name][0], canonical_of(getattr(scene.cell, name)[1:])) is None
+
+
+def test_qkv_rope_write_turns_q_and_k_and_writes(platform: Platform) -> None:
+    turn = lambda heads: Rope(heads=Dim(heads), head_dim=8, frequencies=(1.0, 0.1, 0.01), dtype="float32")  # noqa: E731
+    spec = QkvRopeWrite(query=turn(6), key=turn(2), write=WriteKV(kv_heads=Dim(2), key_dim=8, value_dim=8, dtype="float32"))
+    scene = Scene(attention_of("float32"), rows_of((9, 2), (6, 6)), "float32", poison=0.0)
+    rng = np.random.default_rng(11)
+    q, k, v = (rng.normal(size=(8, heads, 8)).astype(np.float32) for heads in (6, 2, 2))
+    state = scene.state(platform)
+    actual = kernel_for(platform, spec).run(spec, *map(platform.put, (q, k, v)), state[0], scene.batch(platform))
+    np.testing.assert_allclose(platform.fetch(actual), spec.reference(q, k, v, scene.cell, scene.host_batch()), rtol=1e-5, atol=1e-6)
+    found = platform.read_blocks(state, 0, range(scene.blocks))
+    for name in "kv":
+        np.testing.assert_allclose(found[name][0], canonical_of(getattr(scene.cell, name)), rtol=1e-5, atol=1e-6)
+
+
+# Sampling
+
+
+def samples(vocab: int, count: int, *, edits: int = 0, logprobs: int = -1, **settings: Any) -> tuple[Any, Array, Array, Any, Any]:
+    """(packed, logits, and the host's batch and sampling); each setting is one value or one per sample."""
+    packed, batch, sampling = empty(BatchShape(1, 1, count, (), 1, edits, logprobs))
+    sampling.repetition[:], sampling.top_p[:], sampling.temperature[:] = 1.0, 1.0, 1.0
+    sampling.seed_low[:] = np.arange(count) * 7919 - 5
+    sampling.seed_high[:], sampling.index[:], sampling.position[:] = -1, np.arange(count) % 3, np.arange(count) + 100
+    batch.sample_slot[:] = np.arange(count) + 1
+    for name, value in settings.items():
+        getattr(sampling, name)[:] = value
+    logits = np.random.default_rng(12).normal(size=(count, vocab)).astype(np.float32) * 3
+    return packed, logits, batch, sampling, SimpleNamespace(last_token=np.zeros(count + 1, np.int32))
+
+
+def draw(platform: Platform, packed: Any, logits: Array) -> tuple[Any, Array]:
+    from inferplane.ops import unpack
+
+    spec = Sample(vocab=Dim(logits.shape[1], "vocab"))
+    state = platform.allocate([], [], slots=len(logits))
+    batch, sampling = unpack(packed.shape, platform.put(packed.integers), platform.put(packed.floats))
+    sampled = kernel_for(platform, spec).run(spec, platform.put(logits), sampling, batch, state)
+    return type(sampled)(*(None if one is None else platform.fetch(one) for one in sampled)), platform.fetch(state.last_token)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "plain": {},
+    "cold": {"temperature": 0.3},
+    "top-k": {"top_k": 5},
+    "top-k-beyond-the-vocabulary": {"top_k": 1000},
+    "top-p": {"top_p": 0.7},
+    "min-p": {"min_p": 0.1},
+    "all-filters": {"top_k": 9, "top_p": 0.8, "min_p": 0.05, "temperature": 0.8},
+    "each-its-own": {"top_k": [0, 1, 3, -1] * 8, "top_p": [1, 0.5, 0.9, 0.2] * 8, "temperature": [0, 1, 2, 0.5] * 8},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("vocab", [2, 97], ids="vocab-{}".format)
+def test_samples_are_the_references(platform: Platform, vocab: int, name: str) -> None:
+    packed, logits, batch, sampling, state = samples(vocab, 32, **SETTINGS[name])
+    sampled, last = draw(platform, packed, logits)
+    wanted = Sample(vocab=Dim(vocab)).reference(logits, sampling, batch, state)
+    assert exact(sampled.tokens, wanted.tokens) is None
+    assert exact(last, state.last_token) is None
+    assert sampled.logprob is sampled.top_tokens is sampled.top_logprobs is None
+
+
+@pytest.mark.parametrize("vocab", [5, 97], ids="vocab-{}".format)
+def test_edits_change_what_is_drawn_and_log_probabilities_do_not_show_it(platform: Platform, vocab: int) -> None:
+    packed, logits, batch, sampling, state = samples(
+        vocab, 4, edits=9, logprobs=3, repetition=1.7, presence=0.5, frequency=0.25, temperature=[0, 1, 0, 1],
+    )
+    sampling.edit_sample[:6], sampling.edit_token[:6] = [0, 0, 1, 2, 2, 3], [0, 3, 1, 4, 0, 2]
+    sampling.edit_seen[:6], sampling.edit_count[:6] = [1, 0, 1, 1, 0, 0], [2, 0, 1, 0, 0, 0]
+    sampling.edit_bias[:6] = [0, 4, -np.inf, 0, -np.inf, 9]
+    sampled, _ = draw(platform, packed, logits)
+    wanted = Sample(vocab=Dim(vocab)).reference(logits, sampling, batch, state)
+    assert exact(sampled.tokens, wanted.tokens) is None
+    assert exact(sampled.top_tokens, wanted.top_tokens) is None
+    np.testing.assert_allclose(sampled.logprob, wanted.logprob, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(sampled.top_logprobs, wanted.top_logprobs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_padding_edit_of_a_forbidden_logit_changes_nothing(platform: Platform) -> None:
+    packed, logits, *_ = samples(7, 2, edits=8, temperature=0.0)
+    logits[0, 0] = -np.inf
+    assert draw(platform, packed, logits)[0].tokens.tolist() == logits.argmax(-1).tolist()
+
+
+def test_top_k_of_one_is_greedy_among_equals(platform: Platform) -> None:
+    packed, logits, *_ = samples(50, 16, top_k=1)
+    logits[:, [11, 30, 49]] = 20.0
+    assert draw(platform, packed, logits)[0].tokens.tolist() == [11] * 16
+
+
+def test_uniforms_are_equal_to_the_bit(platform: Platform) -> None:
+    _, _, _, sampling, _ = samples(33, 6, seed_low=[0, -1, 2**31 - 1, -(2**31), 5, 6], position=[0, 1, 2**30, 7, 7, 7])
+    words = (sampling.seed_low, sampling.seed_high, sampling.index, sampling.position)
+    family = sys.modules[type(platform).__mro__[1].__module__.replace(".platform", ".threefry")]
+    made = platform.fetch(family.uniforms(*map(platform.put, words), vocab=33))
+    assert exact(made, uniforms(*words, vocab=33)) is None
+
+
+def test_a_rows_tokens_do_not_depend_on_its_neighbours(platform: Platform) -> None:
+    packed, logits, *_ = samples(97, 8, temperature=0.9)
+    alone = draw(platform, packed, logits)[0].tokens[::2]
+    packed, logits, _, sampling, _ = samples(97, 8, temperature=0.9)
+    sampling.top_k[1::2], sampling.top_p[1::2], sampling.temperature[1::2] = 3, 0.4, 1.7
+    assert draw(platform, packed, logits)[0].tokens[::2].tolist() == alone.tolist()
+
+
+def test_samples_follow_the_filtered_distribution(platform: Platform) -> None:
+    """Chi-square over 4,000 draws; 5 kept tokens, so 4 degrees of freedom: 18.5 is the 0.1 % point."""
+    count = 4000
+    packed, logits, _, sampling, _ = samples(12, count, top_k=5, seed_high=3)
+    sampling.seed_low[:], sampling.index[:], sampling.position[:] = 42, 0, np.arange(count)
+    logits[:] = np.linspace(2, -2, 12, dtype=np.float32)
+    found = np.bincount(draw(platform, packed, logits)[0].tokens, minlength=12)
+    wanted = np.exp(logits[0, :5]) / np.exp(logits[0, :5]).sum() * count
+    assert not found[5:].any()
+    assert np.sum((found[:5] - wanted) ** 2 / wanted) < 18.5
+
+
+def test_derive_fetches_the_last_tokens(platform: Platform) -> None:
+    packed, batch, _ = empty(BatchShape(4, 1, 1, (), 1))
+    batch.tokens[:], batch.source[:] = [5, 6, 7, 8], [-1, 2, -1, 1]
+    state = platform.allocate([], [], slots=3)
+    state.last_token = platform.put(np.array([9, 10, 11, 12], np.int32))
+    placed = batch._replace(tokens=platform.put(batch.tokens.copy()), source=platform.put(batch.source.copy()))
+    assert platform.fetch(kernel_for(platform, Derive()).run(Derive(), placed, state).tokens).tolist() == [5, 11, 7, 10]
+
+
+# The rest of the platform
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float8_e4m3fn", "int32", "int8"])
+def test_arrays_come_back_as_they_went(platform: Platform, dtype: str) -> None:
+    host = np.arange(-6, 6).reshape(3, 4)[:, ::-1].astype(DTYPES[dtype])
+    host.flags.writeable = False
+    assert exact(platform.fetch(platform.put(host)), host) is None
+
+
+def test_a_placed_array_is_a_copy(platform: Platform) -> None:
+    host = np.zeros(64, np.float32)
+    placed = platform.put(host)
+    host[:] = 1
+    assert not platform.fetch(placed).any()
+
+
+def test_blocks_travel_in_canonical_form(platform: Platform) -> None:
+    group = StateGroup("full", (1, 4, 2), {"k": StateArray(2, 3, "bfloat16"), "v": StateArray(2, 5, "float32")}, block_tokens=4)
+    state = platform.allocate([group], [7], slots=2)
+    rng = np.random.default_rng(13)
+    blocks = {"k": rng.normal(size=(3, 2, 12, 3)).astype(ml_dtypes.bfloat16), "v": rng.normal(size=(3, 2, 12, 5)).astype(np.float32)}
+    platform.write_blocks(state, 0, [5, 1, 6], blocks)
+    platform.copy_blocks(state, 0, [1, 5], [2, 3])
+    found = platform.read_blocks(state, 0, [3, 2, 6])
+    for name in "kv":
+        assert exact(found[name], blocks[name]) is None
+        assert not platform.read_blocks(state, 0, [4])[name].any()
+
+
+def test_a_groups_layers_keep_their_order(platform: Platform) -> None:
+    group = StateGroup("full", (4, 1), {"k": StateArray(1, 1, "float32")}, block_tokens=1)
+    state = platform.allocate([group], [2], slots=1)
+    platform.write_blocks(state, 0, [1], {"k": np.array([40.0, 10.0], np.float32).reshape(2, 1, 1, 1)})
+    assert platform.fetch(state[4].k)[1].item() == 40.0
+    assert platform.fetch(state[1].k)[1].item() == 10.0
+
+
+def test_state_that_does_not_fit_says_so() -> None:
+    group = StateGroup("full", (0,), {"k": StateArray(64, 128, "float32")})
+    platform = torch_cpu()
+    with pytest.raises(CapacityError, match="ask for fewer"):
+        platform.allocate([group], [2**40], slots=1)
+    platform.close()
+
+
+def test_memory_is_told(platform: Platform) -> None:
+    assert 0 < platform.memory().free <= platform.memory().total
+
+
+def test_a_failed_step_tells_its_error_and_the_next_one_runs(platform: Platform) -> None:
+    packed, batch, _ = empty(BatchShape(1, 1, 1, (), 1))
+    batch.tokens[:] = 3
+    state = platform.allocate([], [], slots=1)
+
+    def failing(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
+        raise ValueError("a step's own error")
+
+    with pytest.raises(ValueError, match="a step's own error"):
+        platform.submit(platform.compile(failing, packed.shape), (), state, packed).result()
+    working = platform.compile(lambda weights, state, batch, sampling: {"tokens": [batch.tokens]}, packed.shape)
+    assert platform.submit(working, (), state, packed).result()["tokens"][0].tolist() == [3]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_platform_class_is_imported_without_its_framework(family: str) -> None:
+    code = f"import inferplane.platforms.families.{family}, sys; sys.exit({family!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (Linear(input=Dim(4), outputs=(Dim(4),), dtype="float32", scheme="int4"), "scheme 'int4'"),
+        (Linear(input=Dim(4), outputs=(Dim(4),), dtype="float32", reduce=True), "sharded"),
+        (Add(dtype="float64"), "dtype float64"),
+    ],
+    ids=["scheme", "reduce", "float64"],
+)
+def test_what_is_not_supported_has_a_reason(platform: Platform, spec: Spec, reason: str) -> None:
+    answers = [kernel.supports(spec) for kernel in platform.kernels() if kernel.op == spec.op]
+    assert all(answer is not None for answer in answers)
+    assert any(reason in (answer or "") for answer in answers)
+
+
+def test_every_op_of_the_contract_has_a_kernel(platform: Platform) -> None:
+    assert {kernel.op for kernel in platform.kernels()} == set(Spec.families)
+
+
+# One graph, three frameworks
+
+CONFIG = {
+    "model_type": "llama", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "tie_word_embeddings": False, "hidden_act": "silu",
+}
+MODELS = {"llama": (Llama, CONFIG), "mistral": (Mistral, CONFIG | {"model_type": "mistral", "sliding_window": 6})}
+
+
+class RandomSource:
+    """Weights drawn by name, so that every platform gets the same."""
+
+    fingerprint = "random"
+
+    def __init__(self, model: str) -> None:
+        family, self.config = MODELS[model]
+        self.shapes = {name: t.shape for name, t in family(self.config, dtype="float32", block_tokens=4).weights.tensors().items()}
+
+    def check(self, weights: Any) -> None:
+        """Everything is there."""
+
+    def tensor(self, name: str) -> Array:
+        rng = np.random.default_rng(sum(map(ord, name)))
+        shape = self.shapes[name]
+        return (rng.normal(size=shape) * (shape[-1] ** -0.5) * 1.5 + (len(shape) == 1)).astype(np.float32)
+
+
+def watched(loaded: Loaded) -> Callable[..., Any]:
+    """The model's step, which tells its logits too."""
+    graph, ops = loaded.graph, loaded.graph.ops
+    spec = Sample(vocab=Dim(loaded.model.vocab_size, "vocab"))
+
+    def step(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
+        batch = ops.derive(DERIVE, batch, state)
+        logits = loaded.model.head(ops, Scope(weights.top), graph.hidden(weights, state, batch))
+        return ops.sample(spec, logits, sampling, batch, state), logits
+
+    return step
+
+
+def plans() -> list[list[tuple[int, int, int]]]:
+    """Steps of (slot, start, count): prefill, mixed with chunks, then decode; decoded tokens are still on the device."""
+    return [
+        [(1, 0, 7), (2, 0, 19)],
+        [(1, 7, 1), (2, 19, 1), (3, 0, 5)],
+        [(1, 8, 1), (3, 5, 6), (2, 20, 1)],
+        [(3, 11, 1), (2, 21, 1), (1, 9, 1)],
+        [(2, 22, 1)],
+    ]
+
+
+PROMPTS = {1: np.arange(7) * 5 % 61, 2: np.arange(19) * 11 % 61, 3: np.arange(11) * 17 % 61}
+TABLES = {1: np.array([9, 2, 5], np.int32), 2: np.array([1, 8, 3, 10, 7, 12], np.int32), 3: np.array([4, 11, 6], np.int32)}
+
+
+def follow(platform: Platform, model: str, temperature: float = 0.0) -> list[tuple[Array, Array]]:
+    """(tokens, logits) of each step, all submitted before the first answer is read."""
+    loaded = load(RandomSource(model), platform, LoadOptions(dtype="float32"))
+    runner = Runner(loaded, blocks=[13], slots=3)
+    params = SamplingParams(temperature=temperature, top_k=20, seed=5)
+    requests = {slot: Request(f"r{slot}", prompt, params, max_tokens=8) for slot, prompt in PROMPTS.items()}
+    pending = []
+    for number, step in enumerate(plans()):
+        rows = []
+        for slot, start, count in step:
+            prompt = requests[slot].prompt
+            decode = start >= len(prompt)
+            tokens = np.zeros(1, np.int32) if decode else prompt[start : start + count]
+            rows.append(RowPlan(requests[slot], slot, start, count, tokens, decode, start + count >= len(prompt), (TABLES[slot],), False))
+        chosen = tuple(i for i, row in enumerate(rows) if row.sample)
+        packed = runner.batch(step_plan(number, rows, chosen), lambda key: [])
+        compiled = platform.compile(watched(loaded), packed.shape)
+        pending.append((len(chosen), platform.submit(compiled, loaded.weights, runner.state, packed)))
+    answers = [(count, one.result()) for count, one in pending]
+    platform.close()
+    return [(sampled.tokens[:count], logits[:count]) for count, (sampled, logits) in answers]
+
+
+def step_plan(number: int, rows: list[RowPlan], chosen: tuple[int, ...]) -> StepPlan:
+    return SimpleNamespace(number=number, rows=tuple(rows), samples=chosen)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_graph_gives_the_same_tokens_on_every_framework(family: str, model: str, temperature: float) -> None:
+    found = follow(FAMILIES[family](), model, temperature)
+    wanted = follow(NumpyReference(Options()), model, temperature)
+    for (tokens, logits), (wanted_tokens, wanted_logits) in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(logits, wanted_logits, rtol=1e-4, atol=1e-4 * np.abs(wanted_logits).max())
+        assert tokens.tolist() == wanted_tokens.tolist()
+
+
+def test_jax_compiles_one_program_per_bucket_and_consumes_the_state() -> None:
+    platform = jax_cpu()
+    loaded = load(RandomSource("llama"), platform, LoadOptions(dtype="float32"))
+    runner = Runner(loaded, blocks=[13], slots=3)
+    before = runner.state[0].k
+    request = Request("r1", PROMPTS[1], SamplingParams(temperature=0.0), max_tokens=4)
+    for start, count in ((0, 5), (5, 2), (7, 1), (8, 1)):
+        tokens = request.prompt[start : start + count] if start < 7 else np.zeros(1, np.int32)
+        row = RowPlan(request, 1, start, count, tokens, start >= 7, True, (TABLES[1],), False)
+        runner.submit(step_plan(start, [row], (0,)), lambda key: []).result()
+    assert before.is_deleted()
+    assert len(runner._compiled) == 3
+    assert all(program._cache_size() == 1 for program in runner._compiled.values())
+
+
+def test_a_tied_embedding_is_placed_once(platform: Platform) -> None:
+    source = RandomSource("llama")
+    source.config = source.config | {"tie_word_embeddings": True}
+    loaded = load(source, platform, LoadOptions(dtype="float32"))
+    assert loaded.weights.top["head"][0] is loaded.weights.top["embed"][0]
+    assert loaded.placed_twice == ()
