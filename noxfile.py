@@ -25,7 +25,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """The installed package, as strictly as mypy can. The C++ kernels have no part in it, so they are not built."""
-    session.install(*CONSTRAINTS, ".[serve]", "mypy", env=NO_COMPILER)
+    session.install(*CONSTRAINTS, ".[serve]", "mypy", "types-psutil", env=NO_COMPILER)
     with session.chdir(session.create_tmp()):
         session.run("mypy", "--config-file", str(session.invoked_from + "/pyproject.toml"), "-p", "inferplane")
 

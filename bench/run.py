@@ -5,12 +5,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.config import EngineConfig
-from ..core.env import Environment
 from ..core.llm import LLM
 from ..core.loader import Progress
 from ..errors import ConfigError
@@ -24,6 +23,8 @@ from .work import Work
 
 FORMAT = 1
 """Of the record. Grows when a reader of the old one would be misled."""
+PRIVATE = ("model", "tokenizer", "config")
+"""Settings that may be paths, which are nobody's business in a kept record."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,23 @@ def _head(plan: Plan, llm: LLM, settings: Mapping[str, Any], loaded_seconds: flo
         "machine": describe_machine(),
         "versions": describe_versions(),
         "model": {
-            "name": plan.shape or settings.get("model") or "tiny (embedded)", "random_weights": plan.shape is not None,
+            "name": plan.shape or _model_name(settings.get("model")), "random_weights": plan.shape is not None,
             "model_type": loaded.model.model_type, **asdict(needs),
         },
         "platform": {
             "name": platform.name, "grade": platform.capabilities.grade, "devices": list(platform.capabilities.devices),
             "kernels": sorted({f"{choice.spec.op}: {choice.name}" for choice in loaded.resolution}),
         },
-        "settings": {name: str(value) if name == "config" else value for name, value in settings.items() if name != "model"},
+        "settings": {name: value for name, value in settings.items() if name not in PRIVATE},
         "repeats": plan.repeats,
         "load_seconds": loaded_seconds,
         "limits": asdict(measure_limits(platform)),
     }
+
+
+def _model_name(model: str | None) -> str:
+    """A hub name as it is; of a folder only its own name."""
+    return "tiny (embedded)" if model is None else Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def _teller(progress: Progress | None, what: str, total: int) -> Any:

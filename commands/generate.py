@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  inferplane generate "What is the capital of France?"
+  inferplane generate "The code for lamp is 4711. What is the code for lamp?"
   inferplane generate --model ./Llama-3.2-1B-Instruct --platform cpu --temperature 0 --stats "Hello"
   inferplane generate --raw --max-tokens 32 "Once upon a time"
   echo "Hello" | inferplane generate --json

@@ -3,10 +3,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import settings
+
+if TYPE_CHECKING:
+    from ..platforms.registry import Registered
 
 EXAMPLES = """\
 examples:
@@ -40,19 +44,26 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(told, indent=2))
         return 0
 
+    sys.stdout.write(_tables(rows, choices, args.model))
+    return 0
+
+
+def _tables(rows: list[Registered], choices: list[dict[str, Any]] | None, model: str | None) -> str:
+    """Captured first: when a reader leaves, rich would end the process by itself."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    title = "Platforms, in the order in which auto looks"
-    table = Table("platform", "usable", "why", "what to do", title=title, title_justify="left")
-    for row in rows:
-        table.add_row(row.name, "yes" if row.usable else "no", row.reason, row.remedy)
-    console.print(table, markup=False)
-    if choices is not None:
-        table = Table("op", "spec", "kernel", "calls", "passed over", title=f"Kernels for {args.model}", title_justify="left")
-        for choice in choices:
-            passed = "\n".join(f"{name}: {reason}" for name, reason in choice["passed"].items())
-            table.add_row(choice["op"], choice["spec"], choice["kernel"], str(choice["calls"]), passed)
+    with console.capture() as captured:
+        title = "Platforms, in the order in which auto looks"
+        table = Table("platform", "usable", "why", "what to do", title=title, title_justify="left")
+        for row in rows:
+            table.add_row(row.name, "yes" if row.usable else "no", row.reason, row.remedy)
         console.print(table, markup=False)
-    return 0
+        if choices is not None:
+            table = Table("op", "spec", "kernel", "calls", "passed over", title=f"Kernels for {model}", title_justify="left")
+            for choice in choices:
+                passed = "\n".join(f"{name}: {reason}" for name, reason in choice["passed"].items())
+                table.add_row(choice["op"], choice["spec"], choice["kernel"], str(choice["calls"]), passed)
+            console.print(table, markup=False)
+    return captured.get()

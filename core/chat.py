@@ -46,7 +46,10 @@ class ChatTemplate:
         try:
             _compile(text)
         except jinja2.TemplateError as error:
-            raise ConfigError(f"the chat template is wrong: {error}. Remedy: correct it, or leave it out to use the checkpoint's.") from None
+            raise ConfigError(
+                f"the chat template is wrong: {error}. "
+                "Remedy: correct it, or leave it out to use the checkpoint's."
+            ) from None
         return ChatTemplate({"default": text}, self.special_tokens)
 
     def render(
@@ -66,21 +69,33 @@ class ChatTemplate:
         """
         text = self._choose(name, bool(tools))
         given = {**self.special_tokens, **variables}
-        given |= {"messages": list(messages), "tools": list(tools) if tools else None, "add_generation_prompt": add_generation_prompt}
+        given |= {"messages": list(messages), "tools": list(tools or ()) or None, "add_generation_prompt": add_generation_prompt}
         try:
             plain = json.loads(json.dumps(given))
         except (TypeError, ValueError) as error:
-            raise RequestError(f"messages, tools and variables must be plain JSON values: {error}. Remedy: pass str, numbers, lists and dicts.") from None
+            raise RequestError(
+                f"messages, tools and variables must be plain JSON values: {error}. "
+                "Remedy: pass str, numbers, lists and dicts."
+            ) from None
         try:
             return _bounded(_compile(text).generate(_turns=_Turns(), **plain))
         except RecursionError:
-            raise RequestError("the chat template recurses without end on these messages. Remedy: nest them less, or use another template.") from None
+            raise RequestError(
+                "the chat template recurses without end on these messages. "
+                "Remedy: nest them less, or use another template."
+            ) from None
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise RequestError(f"the chat template refused the messages: {error}. Remedy: change the messages, or use another template.") from None
+            raise RequestError(
+                f"the chat template refused the messages: {error}. "
+                "Remedy: change the messages, or use another template."
+            ) from None
 
     def _choose(self, name: str | None, tools: bool) -> str:
         if not self.templates:
-            raise RequestError("this model has no chat template. Remedy: pass one (chat_template), or complete plain prompts instead.")
+            raise RequestError(
+                "this model has no chat template. "
+                "Remedy: pass one (chat_template), or complete plain prompts instead."
+            )
         name = name or ("tool_use" if tools and "tool_use" in self.templates else "default")
         if name not in self.templates:
             raise RequestError(f"no chat template {name!r}. {suggest(name, self.templates)} Remedy: choose one of these.")
@@ -96,7 +111,10 @@ def _named(found: Any, folder: Path) -> dict[str, str]:
     except (TypeError, KeyError):
         named = {"": None}
     if not all(isinstance(text, str) for text in named.values()):
-        raise CheckpointError(f"{folder}/tokenizer_config.json: chat_template must be text, or a list of named ones. Remedy: correct it.")
+        raise CheckpointError(
+            f"{folder}/tokenizer_config.json: chat_template must be text, or a list of named ones. "
+            "Remedy: correct it."
+        )
     return named
 
 
@@ -127,7 +145,7 @@ class _Turns:
 class _Generation(Extension):
     """`{% generation %}` marks what an assistant wrote, for training; here its body is simply rendered."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (jinja2 reads it from the class)
 
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno

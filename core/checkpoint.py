@@ -47,7 +47,10 @@ class Checkpoint:
         if not folder.is_dir():
             raise ModelNotFound(f"no folder {folder}; give a folder with config.json and *.safetensors")
         if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder} has no config.json; found: {_contents(folder)}. Remedy: give the folder that config.json lies in.")
+            raise CheckpointError(
+                f"{folder} has no config.json; found: {_contents(folder)}. "
+                "Remedy: give the folder that config.json lies in."
+            )
         config = read_json(folder / "config.json")
         return cls(folder, config, _generation(folder, config), _files(folder))
 
@@ -124,7 +127,10 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is no valid JSON: {error}. Remedy: fetch the file again.") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, and must hold an object. Remedy: fetch the file again.")
+        raise CheckpointError(
+            f"{path} holds a JSON {type(value).__name__}, and must hold an object. "
+            "Remedy: fetch the file again."
+        )
     return value
 
 
@@ -133,19 +139,30 @@ def _files(folder: Path) -> dict[str, SafetensorsFile]:
         file = SafetensorsFile.open(folder / SINGLE)
         return dict.fromkeys(file.entries, file)
     if not (folder / INDEX).is_file():
-        convert = "only safetensors are read: load it with transformers and save_pretrained" if _has_pickles(folder) else "fetch the checkpoint again"
+        convert = "fetch the checkpoint again"
+        if any(path.suffix in (".bin", ".pt", ".pth") for path in folder.iterdir()):
+            convert = "only safetensors are read: load it with transformers and save_pretrained"
         raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}; found: {_contents(folder)}. Remedy: {convert}.")
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(place, str) and Path(place).name == place for place in places.values()):
-        raise CheckpointError(f"{folder / INDEX} has no weight_map from tensors to files beside it. Remedy: fetch the file again.")
+        raise CheckpointError(
+            f"{folder / INDEX} has no weight_map from tensors to files beside it. "
+            "Remedy: fetch the file again."
+        )
     shards = sorted(set(places.values()))
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
-        raise CheckpointError(f"{folder} lacks {len(absent)} of {len(shards)} shards: {_few(absent)}. Remedy: fetch the missing files.")
+        raise CheckpointError(
+            f"{folder} lacks {len(absent)} of {len(shards)} shards: {_few(absent)}. "
+            "Remedy: fetch the missing files."
+        )
     opened = {shard: SafetensorsFile.open(folder / shard) for shard in shards}
     lost = [name for name, shard in places.items() if name not in opened[shard].entries]
     if lost:
-        raise CheckpointError(f"{folder / INDEX} promises {_few(lost)}, which the shards do not hold. Remedy: fetch the checkpoint again.")
+        raise CheckpointError(
+            f"{folder / INDEX} promises {_few(lost)}, which the shards do not hold. "
+            "Remedy: fetch the checkpoint again."
+        )
     return {name: opened[shard] for name, shard in places.items()}
 
 
@@ -155,17 +172,16 @@ def _generation(folder: Path, config: Mapping[str, Any]) -> Generation:
     ends = said.get("eos_token_id", config.get("eos_token_id"))
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
     if any(type(token) is not int or token < 0 for token in ends):
-        raise CheckpointError(f"{folder}: eos_token_id is {ends!r}, and must be a token id or a list of them. Remedy: correct it.")
+        raise CheckpointError(
+            f"{folder}: eos_token_id is {ends!r}, and must be a token id or a list of them. "
+            "Remedy: correct it."
+        )
     names = (*SAMPLING, "repetition_penalty") if said.get("do_sample") else ("repetition_penalty",)
     sampling = {name: said[name] for name in names if said.get(name) is not None}
     for name, value in sampling.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise CheckpointError(f"{path}: {name} is {value!r}, and must be a number. Remedy: correct it.")
     return Generation(tuple(dict.fromkeys(ends)), sampling)
-
-
-def _has_pickles(folder: Path) -> bool:
-    return any(path.suffix in (".bin", ".pt", ".pth") for path in folder.iterdir())
 
 
 def _contents(folder: Path) -> str:

@@ -25,7 +25,10 @@ def model_class(model_type: str) -> type[Model]:
     except NoMatches:
         known = model_types()
         remedy = "Install a package that brings it." if known else "Install inferplane itself: pip install -e ."
-        raise ModelNotFound(f"no model of model_type {model_type!r} is installed. {suggest(model_type, known)} {remedy}") from None
+        raise ModelNotFound(
+            f"no model of model_type {model_type!r} is installed. "
+            f"{suggest(model_type, known)} {remedy}"
+        ) from None
     if not (isinstance(found, type) and issubclass(found, Model)):
         raise ModelError(
             f"the entry point {model_type!r} of {GROUP} names {found!r}, and must name a subclass of {Model.__module__}.Model. "

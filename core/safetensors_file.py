@@ -62,7 +62,7 @@ class SafetensorsFile:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8:
-                raise _error(path, f"has {size} bytes and not even a header; {8 - size} bytes are missing from its first 8", AGAIN)
+                raise _error(path, f"has {size} bytes and no header; {8 - size} bytes are missing from its first 8", AGAIN)
             if length > MAX_HEADER_BYTES:
                 raise _error(path, f"claims a header of {length} bytes; it is no safetensors file", AGAIN)
             if size < 8 + length:
@@ -116,7 +116,7 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
     if any(type(n) is not int or n < 0 for n in integers):
         raise _error(path, f"is damaged: {name} has shape {list(shape)} and offsets {start}..{stop}", AGAIN)
     if kind not in DTYPES:
-        raise _error(path, f"stores {name} as {kind!r}; known: {', '.join(DTYPES)}", "use a checkpoint in bfloat16, float16 or float32")
+        raise _error(path, f"stores {name} as {kind!r}; known: {', '.join(DTYPES)}", "use a checkpoint in bfloat16 or float32")
     needed = prod(shape) * DTYPES[kind].itemsize
     if stop - start != needed:
         raise _error(path, f"is damaged: {name} {list(shape)} in {kind} needs {needed} bytes, and has {stop - start}", AGAIN)

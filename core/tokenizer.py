@@ -18,7 +18,7 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer.json."""
+    """A checkpoint's tokenizer.json, which alone decides what is added around a text, as in transformers 5."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, end_tokens: Sequence[int] = ()) -> None:
         """end_tokens: ids that end a text, by the tokenizer's own word (the checkpoint may name more)."""
@@ -40,8 +40,8 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path} cannot be read: {error}. Remedy: fetch the file again.") from None
-        ends = [tokenizer.token_to_id(token) for token in [special_tokens(folder).get("eos_token")] if token]
-        return cls(tokenizer, [end for end in ends if end is not None])
+        end = tokenizer.token_to_id(special_tokens(folder).get("eos_token", ""))
+        return cls(tokenizer, [] if end is None else [end])
 
     @property
     def vocab_size(self) -> int:

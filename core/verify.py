@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, ConfigError
+from ..ops import KernelPack
 from ..platforms.contract import Platform
 from .checkpoint import Checkpoint
 from .loader import LoadOptions, load
@@ -41,7 +42,13 @@ class Verification:
 
 
 def verify(
-    folder: str | Path, platform: Platform, *, prompt: Sequence[int] | None = None, steps: int = 64, tolerance: float = 1e-4
+    folder: str | Path,
+    platform: Platform,
+    packs: Sequence[KernelPack] = (),
+    *,
+    prompt: Sequence[int] | None = None,
+    steps: int = 64,
+    tolerance: float = 1e-4,
 ) -> Verification:
     """Compare one folder on one platform with transformers, in float32 on both sides, one after the other in memory.
 
@@ -50,7 +57,7 @@ def verify(
     Raises `ConfigError` without transformers and torch, and whatever loading raises.
     """
     source = Checkpoint.open(folder)
-    loaded = load(source, platform, LoadOptions(dtype="float32"))
+    loaded = load(source, platform, LoadOptions(dtype="float32"), packs)
     prompt = list(prompt) if prompt is not None else _prompt(source.folder, loaded.model.vocab_size)
     if not prompt:
         raise ConfigError("verify needs a prompt of at least one token id; leave it out for a sentence of its own")
@@ -86,7 +93,10 @@ def _transformers(folder: Path, prompt: Sequence[int], steps: int) -> tuple[np.n
             str(folder), dtype=torch.float32, attn_implementation="eager", local_files_only=True
         ).eval()
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"transformers cannot load {folder}: {error}. Remedy: verify a checkpoint that it can load.") from error
+        raise CheckpointError(
+            f"transformers cannot load {folder}: {error}. "
+            "Remedy: verify a checkpoint that it can load."
+        ) from error
     tokens, rows = list(prompt), []
     with torch.no_grad():
         out = model(torch.tensor([tokens]), use_cache=True)
@@ -103,4 +113,7 @@ def _frameworks() -> tuple[Any, Any]:
     try:
         return import_module("torch"), import_module("transformers")
     except ImportError as error:
-        raise ConfigError(f"verify compares with transformers, and {error.name} is not installed. Remedy: pip install 'inferplane[verify]'.") from error
+        raise ConfigError(
+            f"verify compares with transformers, and {error.name} is not installed. "
+            "Remedy: pip install 'inferplane[verify]'."
+        ) from error

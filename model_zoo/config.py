@@ -18,6 +18,7 @@ ACTIVATIONS: dict[str, Kind] = {
 }
 """`hidden_act` -> the op's kind."""
 
+AGAIN = "correct it, or fetch the checkpoint again"
 NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "quantization_config": ((), "use the unquantized checkpoint; quantized weights cannot be loaded"),
     "compression_config": ((), "use the uncompressed checkpoint"),
@@ -52,21 +53,21 @@ class Fields:
         value = self.values.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.error(key, f"must be an integer of at least {least}", "correct it, or fetch the checkpoint again")
+            raise self.error(key, f"must be an integer of at least {least}", AGAIN)
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
         value = self.values.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value <= 0:
-            raise self.error(key, "must be a number above 0", "correct it, or fetch the checkpoint again")
+            raise self.error(key, "must be a number above 0", AGAIN)
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.values.get(key)
         value = default if value is None else value
         if not isinstance(value, bool):
-            raise self.error(key, "must be true or false", "correct it, or fetch the checkpoint again")
+            raise self.error(key, "must be true or false", AGAIN)
         return value
 
     def choice(self, key: str, known: Mapping[str, Choice], default: str) -> Choice:
@@ -78,13 +79,13 @@ class Fields:
     def table(self, key: str) -> Mapping[str, Any]:
         value = self.values.get(key) or {}
         if not isinstance(value, Mapping):
-            raise self.error(key, "must be an object", "correct it, or fetch the checkpoint again")
+            raise self.error(key, "must be an object", AGAIN)
         return value
 
     def names(self, key: str) -> Sequence[str] | None:
         value = self.values.get(key)
         if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
-            raise self.error(key, "must be a list of names", "correct it, or fetch the checkpoint again")
+            raise self.error(key, "must be a list of names", AGAIN)
         return value
 
     def refuse(self, key: str, accepted: tuple[Any, ...], remedy: str) -> None:

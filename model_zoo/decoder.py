@@ -25,7 +25,7 @@ from ..ops import (
 )
 from ..ops.elementwise import Kind
 from .base import Model
-from .config import ACTIVATIONS, Fields, read
+from .config import ACTIVATIONS, AGAIN, Fields, read
 from .rotary import rotary
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -63,7 +63,7 @@ class Decoder(Model):
         fields = read(config, self.model_type)
         d = self.design(fields)
         if d.heads % d.kv_heads:
-            raise fields.error("num_key_value_heads", f"must divide {d.heads} heads", "fetch the checkpoint again")
+            raise fields.error("num_key_value_heads", f"must divide {d.heads} heads", AGAIN)
         turn = rotary(fields, d.head_dim, fields.integer("max_position_embeddings", 2048), max_model_len)
         self.vocab_size, self.num_layers, self.context_tokens = d.vocab, len(d.windows), turn.context_tokens
         self.dtype, self.head_dim, self.qk_norm = dtype, d.head_dim, d.qk_norm
@@ -146,7 +146,7 @@ def standard(config: Fields, *, head_dim: int | None = None, **special: Any) -> 
     """The fields that every family spells alike; `head_dim` is the family's default, otherwise embed / heads."""
     embed, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     if head_dim is None and "head_dim" not in config and embed % heads:
-        raise config.error("num_attention_heads", f"must divide a hidden_size of {embed} where no head_dim is given", "add head_dim")
+        raise config.error("num_attention_heads", f"must divide a hidden_size of {embed} without head_dim", "add head_dim")
     windows = special.pop("windows", (None,) * config.integer("num_hidden_layers"))
     return Design(
         vocab=config.integer("vocab_size"), embed=embed, mlp=config.integer("intermediate_size"),
@@ -164,7 +164,7 @@ def qwen_windows(config: Fields) -> tuple[int | None, ...]:
     first = config.integer("max_window_layers", 28, least=0)
     kinds = config.names("layer_types") or [SLIDING if window and i >= first else FULL for i in range(layers)]
     if len(kinds) != layers or set(kinds) - {FULL, SLIDING}:
-        raise config.error("layer_types", f"must name {FULL} or {SLIDING} for each of {layers} layers", "fetch the checkpoint again")
+        raise config.error("layer_types", f"must name {FULL} or {SLIDING} for each of {layers} layers", AGAIN)
     if SLIDING in kinds and window is None:
         raise config.error("layer_types", "names sliding layers while use_sliding_window is off", "make the two agree")
     return tuple(window if kind == SLIDING else None for kind in kinds)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import suggest
-from .config import Fields
+from .config import AGAIN, Fields
 
 Frequencies = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -24,7 +24,7 @@ class Rotary:
 
 
 @dataclass(frozen=True)
-class Request:
+class Scaling:
     """What a scaling method is given: its own parameters, the base, the dims to turn, and the lengths."""
 
     fields: Fields
@@ -40,7 +40,7 @@ class Request:
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value < least:
             rule = f"needs a number {name!r} of at least {least:g}"
-            raise self.fields.error(self.key, rule, "correct it, or fetch the checkpoint again")
+            raise self.fields.error(self.key, rule, AGAIN)
         return value
 
     @property
@@ -53,10 +53,10 @@ class Request:
 
 def rotary(fields: Fields, head_dim: int, context_tokens: int, max_model_len: int | None) -> Rotary:
     """Both forms of config.json: `rope_scaling` beside `rope_theta`, and the `rope_parameters` of transformers 5."""
-    key = "rope_scaling" if "rope_scaling" in fields else "rope_parameters"
+    key = "rope_scaling" if fields.table("rope_scaling") else "rope_parameters"
     parameters = fields.table(key)
     if head_dim % 2:
-        raise fields.error("head_dim", "must be even: rotary embeddings turn pairs", "fetch the checkpoint again")
+        raise fields.error("head_dim", "must be even: rotary embeddings turn pairs", AGAIN)
     name = parameters.get("rope_type", parameters.get("type")) or "default"
     if name not in METHODS:
         remedy = f"use a checkpoint with a known rope type. {suggest(str(name), METHODS).rstrip('.')}"
@@ -68,10 +68,10 @@ def rotary(fields: Fields, head_dim: int, context_tokens: int, max_model_len: in
     if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise fields.error(key, "turns only part of a head", "use a checkpoint that turns whole heads")
     served = max_model_len or context_tokens
-    request = Request(fields, key, parameters, fields.real("rope_theta", 10000.0), head_dim, context_tokens, served)
+    scaling = Scaling(fields, key, parameters, fields.real("rope_theta", 10000.0), head_dim, context_tokens, served)
     if parameters.get("rope_theta") is not None:
-        request = Request(fields, key, parameters, request.number("rope_theta", least=1e-9), head_dim, context_tokens, served)
-    frequencies, factor, context = METHODS[name].scale(request)
+        scaling = Scaling(fields, key, parameters, scaling.number("rope_theta", least=1e-9), head_dim, context_tokens, served)
+    frequencies, factor, context = METHODS[name].scale(scaling)
     return Rotary(tuple(frequencies.astype(np.float32).tolist()), float(factor), context)
 
 
@@ -81,23 +81,24 @@ def _plain(base: float, dim: int) -> Frequencies:
 
 
 def _powers(base: float, dim: int) -> Frequencies:
-    return np.power(np.float32(base), np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return np.asarray(np.power(np.float32(base), exponents))
 
 
 Scaled = tuple[Frequencies, float, int]
 
 
-def _default(r: Request) -> Scaled:
+def _default(r: Scaling) -> Scaled:
     return _plain(r.base, r.dim), 1.0, r.context_tokens
 
 
-def _linear(r: Request) -> Scaled:
+def _linear(r: Scaling) -> Scaled:
     """Positions divided by a factor (kaiokendev 2023)."""
     factor = r.number("factor", least=1e-9)
     return _plain(r.base, r.dim) / np.float32(factor), 1.0, max(r.context_tokens, int(r.context_tokens * factor))
 
 
-def _dynamic(r: Request) -> Scaled:
+def _dynamic(r: Scaling) -> Scaled:
     """A base that grows with the longest sequence served (bloc97, emozilla 2023); up to the original length it is the plain one.
 
     transformers rescales whenever a sequence grows, which contradicts the keys already cached; here it is fixed.
@@ -109,12 +110,12 @@ def _dynamic(r: Request) -> Scaled:
     return _plain(base, r.dim), 1.0, tokens
 
 
-def _llama3(r: Request) -> Scaled:
+def _llama3(r: Scaling) -> Scaled:
     """Long wavelengths divided by a factor, short ones kept, a smooth passage between (Llama 3.1)."""
     factor, original = np.float32(r.number("factor", least=1e-9)), r.original_tokens
     low, high = r.number("low_freq_factor", least=1e-9), r.number("high_freq_factor", least=1e-9)
     if high <= low:
-        raise r.fields.error(r.key, "needs a high_freq_factor above its low_freq_factor", "correct it, or fetch the checkpoint again")
+        raise r.fields.error(r.key, "needs a high_freq_factor above its low_freq_factor", AGAIN)
     plain = _plain(r.base, r.dim)
     wavelength = np.float32(2 * pi) / plain
     smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
@@ -123,7 +124,7 @@ def _llama3(r: Request) -> Scaled:
     return scaled, 1.0, r.context_tokens
 
 
-def _yarn(r: Request) -> Scaled:
+def _yarn(r: Scaling) -> Scaled:
     """YaRN (Peng et al. 2023): interpolate the dims that turn less than `beta_slow` times, keep those above `beta_fast`."""
     original = r.original_tokens
     factor = r.number("factor", r.context_tokens / original, least=1e-9)
@@ -143,7 +144,7 @@ def _yarn(r: Request) -> Scaled:
     return scaled, _yarn_factor(r, factor), max(r.context_tokens, int(original * factor))
 
 
-def _yarn_factor(r: Request, factor: float) -> float:
+def _yarn_factor(r: Scaling, factor: float) -> float:
     if r.parameters.get("attention_factor") is not None:
         return r.number("attention_factor")
 
@@ -158,11 +159,12 @@ def _yarn_factor(r: Request, factor: float) -> float:
 class Method:
     """A way of scaling, and the parameters that it reads."""
 
-    scale: Callable[[Request], Scaled]
+    scale: Callable[[Scaling], Scaled]
     parameters: frozenset[str] = frozenset()
 
 
-COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"})
+"""`finetuned` is a remark about the training, in checkpoints of 2023."""
 ORIGINAL = "original_max_position_embeddings"
 METHODS = {
     "default": Method(_default, frozenset({ORIGINAL})),

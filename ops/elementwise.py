@@ -31,6 +31,9 @@ class Add(Spec):
     def reference(self, a: Any, b: Any) -> Any:
         return wide(a) + wide(b)
 
+    def magnitude(self, a: Any, b: Any) -> Any:
+        return np.abs(wide(a)) + np.abs(wide(b))
+
 
 @spec
 class Multiply(Spec):
@@ -84,6 +87,9 @@ class Activation(Spec):
     def reference(self, x: Any) -> Any:
         return FORMULAS[self.kind](wide(x))
 
+    def magnitude(self, x: Any) -> Any:
+        return np.abs(wide(x))
+
 
 @spec
 class GatedActivation(Spec):
@@ -100,6 +106,9 @@ class GatedActivation(Spec):
 
     def reference(self, gate: Any, up: Any) -> Any:
         return FORMULAS[self.kind](wide(gate)) * wide(up)
+
+    def magnitude(self, gate: Any, up: Any) -> Any:
+        return np.abs(wide(gate) * wide(up))
 
 
 def _erf(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

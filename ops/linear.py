@@ -48,9 +48,8 @@ class Linear(Spec):
             y += wide(bias)
         return tuple(made) if len(made) > 1 else made[0]
 
-    def magnitude(self, x: Any, weight: Sequence[Any]) -> np.ndarray[Any, Any]:
-        """The sum of the absolute products behind each output: what the elementwise bound scales with. [tokens, outputs]"""
-        return np.concatenate([np.abs(wide(x)) @ np.abs(wide(part)).T for part in weight[: len(self.outputs)]], axis=-1)
+    def magnitude(self, x: Any, weight: Sequence[Any], batch: Any) -> Any:
+        return self.reference(np.abs(wide(x)), [np.abs(wide(part)) for part in weight], batch)
 
     def weight(self, *names: str, bias: str = ".bias", suffix: str = ".weight") -> Weight:
         """The checkpoint tensors of this linear: a module name per output."""

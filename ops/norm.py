@@ -62,6 +62,12 @@ class LayerNorm(Spec):
         y = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.epsilon) * wide(weight[0])
         return y + wide(weight[1]) if self.bias else y
 
+    def magnitude(self, x: Any, weight: Sequence[Any]) -> Any:
+        x = wide(x)
+        scale = np.sqrt(np.var(x, axis=-1, keepdims=True) + self.epsilon)
+        largest = np.abs(x).max(axis=-1, keepdims=True, initial=0)
+        return (np.abs(x) + largest) / scale * np.abs(wide(weight[0])) + (np.abs(wide(weight[1])) if self.bias else 0)
+
     def weight(self, name: str) -> Weight:
         bias = (Tensor(f"{name}.bias", (self.size,), (None,)),) if self.bias else ()
         return Weight((Tensor(f"{name}.weight", (self.size,), (None,)),), bias)

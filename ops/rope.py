@@ -51,3 +51,12 @@ class Rope(Spec):
         y[..., first] = x[..., first] * cos - x[..., second] * sin
         y[..., second] = x[..., second] * cos + x[..., first] * sin
         return y
+
+    def magnitude(self, x: Any, batch: Any) -> Any:
+        half = len(self.frequencies)
+        size = np.abs(wide(x))
+        turned = size[..., : 2 * half]
+        pairs = turned.reshape(*turned.shape[:-1], half, 2) if self.interleaved else turned.reshape(*turned.shape[:-1], 2, half)
+        axis = -1 if self.interleaved else -2
+        size[..., : 2 * half] = np.broadcast_to(pairs.sum(axis=axis, keepdims=True), pairs.shape).reshape(turned.shape) * abs(self.scale)
+        return size

@@ -98,6 +98,10 @@ class Spec:
         """The definition of the op: float64 NumPy in, float64 NumPy out, state written in place."""
         raise NotImplementedError
 
+    def magnitude(self, *arrays: Any) -> Any:
+        """What an elementwise bound scales with: the sum of the absolute values behind each output. None: the output's own."""
+        return None
+
     def __str__(self) -> str:
         shown = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
         return " ".join(f"{name}={_brief(value)}" for name, value in shown if value not in (None, False))

@@ -53,7 +53,7 @@ def named(text: str, *, threads: int | None = None) -> Platform:
     availability = _probe(platform, options)
     if not availability.usable:
         raise PlatformUnavailable(f"platform {name!r} cannot run here: {_said(availability)}")
-    return platform(options)
+    return _open(platform, options)
 
 
 def names() -> list[str]:
@@ -123,11 +123,17 @@ def _load(name: str) -> type[Platform]:
     platform = _driver(PLATFORMS, "platform", entry)
     if not (isinstance(platform, type) and issubclass(platform, Platform)):
         raise PlatformLoadError(f"platform {_origin(entry)} is {platform!r}, and must be a subclass of contract.Platform.")
-    if platform.contract[0] != CONTRACT[0]:
-        raise PlatformLoadError(f"platform {_origin(entry)} speaks contract {_version(platform.contract)}, and this inferplane "
-                                f"{_version(CONTRACT)}. Install releases of the two whose first numbers agree.")
-    if platform.name != name:
-        raise PlatformLoadError(f"platform {_origin(entry)} calls itself {platform.name!r}. "
+    match getattr(platform, "contract", None):
+        case (int(major), int(minor)) if major != CONTRACT[0]:
+            raise PlatformLoadError(f"platform {_origin(entry)} speaks contract {major}.{minor}, and this inferplane "
+                                    f"{CONTRACT[0]}.{CONTRACT[1]}. Install releases of the two whose first numbers agree.")
+        case (int(), int()):
+            pass
+        case other:
+            raise PlatformLoadError(f"platform {_origin(entry)} declares contract {other!r}, and must declare two integers, "
+                                    f"for instance {CONTRACT}.")
+    if (own := getattr(platform, "name", None)) != name:
+        raise PlatformLoadError(f"platform {_origin(entry)} calls itself {own!r}. "
                                 "Its entry point and its class must agree on the name.")
     return platform
 
@@ -142,13 +148,23 @@ def _probe(platform: type[Platform], options: Options) -> Availability:
                                 "Report it to whoever made the plugin.") from error
 
 
+def _open(platform: type[Platform], options: Options) -> Platform:
+    try:
+        return platform(options)
+    except InferplaneError:
+        raise
+    except Exception as error:
+        raise PlatformLoadError(f"platform {platform.name!r} failed while starting: {type(error).__name__}: {error}. "
+                                "Report it to whoever made the plugin.") from error
+
+
 def _first_usable(options: Options) -> Platform:
     passed_over = []
     for one in listing():
         if one.preference is not None and one.preference < 0:
             continue
         if one.usable:
-            return _load(one.name)(options)
+            return _open(_load(one.name), options)
         passed_over.append(f"\n  {one.name}: {_said(one)}")
     raise PlatformUnavailable(f"no platform can run here, asked for 'auto':{''.join(passed_over) or ' none is installed'}")
 
@@ -159,12 +175,11 @@ def _registered(name: str) -> Registered:
         platform = _load(name)
     except PlatformError as error:
         return Registered(name, distribution, False, str(error))
-    facts = {"contract": platform.contract, "preference": platform.preference}
     try:
-        availability = _probe(platform, Options())
+        found = _probe(platform, Options())
     except InferplaneError as error:
-        return Registered(name, distribution, False, str(error), **facts)
-    return Registered(name, distribution, availability.usable, availability.reason, availability.remedy, **facts)
+        found = Availability(False, str(error))
+    return Registered(name, distribution, found.usable, found.reason, found.remedy, platform.contract, platform.preference)
 
 
 def _pack(entry: metadata.EntryPoint, platform: str) -> KernelPack:
@@ -203,10 +218,6 @@ def _options(text: str, rest: str, threads: int | None) -> Options:
 
 def _said(found: Availability | Registered) -> str:
     return f"{found.reason.rstrip('.')}. {found.remedy}".strip()
-
-
-def _version(contract: tuple[int, int]) -> str:
-    return ".".join(map(str, contract))
 
 
 def _distribution(entry: metadata.EntryPoint) -> str:

@@ -23,8 +23,10 @@ def build(family: str, *, seed: int = 0, **config: Any) -> Any:
     model = AutoModelForCausalLM.from_config(made, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            center, spread = (1.0, 0.2) if "norm" in name else (0.0, 0.3 if parameter.ndim == 1 else 1.5 * parameter.shape[-1] ** -0.5)
-            parameter.normal_(center, spread)
+            if "norm" in name:
+                parameter.normal_(1.0, 0.2)
+            else:
+                parameter.normal_(0.0, 0.3 if parameter.ndim == 1 else 1.5 * parameter.shape[-1] ** -0.5)
     return model
 
 

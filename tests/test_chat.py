@@ -49,7 +49,9 @@ def test_a_template_renders_as_in_transformers(template: str, tools: Any, ask: b
     from transformers.utils.chat_template_utils import render_jinja_template
 
     special = {"bos_token": "<s>", "eos_token": "</s>"}
-    told = render_jinja_template([MESSAGES], tools=tools, chat_template=template, add_generation_prompt=ask, thinking=1, **special)
+    told = render_jinja_template(
+        [MESSAGES], tools=tools, chat_template=template, add_generation_prompt=ask, thinking=1, **special
+    )
     told = told[0] if isinstance(told, tuple) else told
     ours = ChatTemplate({"default": template}, special).render(MESSAGES, tools, add_generation_prompt=ask, thinking=1)
     assert [ours] == (told if isinstance(told, list) else [told])
@@ -72,7 +74,8 @@ def test_a_template_is_found_in_each_of_its_places(tmp_path: Path) -> None:
 
 
 def test_named_templates_are_chosen_by_name_or_by_the_presence_of_tools(tmp_path: Path) -> None:
-    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}, {"name": "rag", "template": "rag"}]
+    texts = {"default": "plain", "tool_use": "tools", "rag": "rag"}
+    named = [{"name": name, "template": text} for name, text in texts.items()]
     chat = ChatTemplate.load(_folder(tmp_path, chat_template=named))
     assert (chat.render([]), chat.render([], [TOOL]), chat.render([], name="rag")) == ("plain", "tools", "rag")
     with pytest.raises(RequestError, match="'rga'.*Did you mean 'rag'"):

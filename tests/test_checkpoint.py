@@ -41,7 +41,8 @@ def write(folder: Path, weights: dict[str, Any] | None = None, config: Any = CON
 
 
 def shard(folder: Path, weights: dict[str, Any], count: int = 3) -> list[str]:
-    names, places = sorted(weights), {}
+    places: dict[str, str] = {}
+    names = sorted(weights)
     for i in range(count):
         file = f"model-{i + 1:05}-of-{count:05}.safetensors"
         save_file({name: weights[name] for name in names[i::count]}, folder / file)
@@ -74,11 +75,11 @@ def test_a_tensor_is_a_read_only_view_of_the_file_in_its_own_dtype(dtype: Any, t
 
 
 def test_an_unaligned_tensor_is_copied_so_that_kernels_may_rely_on_alignment(tmp_path: Path) -> None:
-    header = json.dumps({
-        "odd": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "x": {"dtype": "F32", "shape": [2], "data_offsets": [1, 9]},
-    }).encode()
+    layout = {"odd": _entry(0, 1, (1,), "U8"), "x": _entry(1, 9)}
+    header = json.dumps(layout).encode()
+    data = b"\1" + np.array([1.5, -2.0], np.float32).tobytes()
     write(tmp_path)
-    (tmp_path / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + b"\1" + np.array([1.5, -2.0], np.float32).tobytes())
+    (tmp_path / SINGLE).write_bytes(_file(header + b" " * (-len(header) % 8), data))
     found = Checkpoint.open(tmp_path).tensor("x")
     assert found.flags.aligned
     assert found.tolist() == [1.5, -2.0]
@@ -132,7 +133,7 @@ def _entry(start: int, stop: int, shape: Any = (2,), dtype: str = "F32") -> dict
 
 
 DAMAGED = {
-    "empty": (b"", "0 bytes and not even a header; 8 bytes are missing"),
+    "empty": (b"", "0 bytes and no header; 8 bytes are missing"),
     "within-the-header": (_file({"x": _entry(0, 8)})[:20], "ends within its header"),
     "no-safetensors": (b"PK\3\4" + b"\xff" * 20, "claims a header of"),
     "header-no-json": (_file(b"{nonsense"), "not JSON"),

@@ -8,8 +8,7 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-
-from inferplane.core.kv.exchange import DIGEST_BYTES, PREFIX, Manifest, pack, unpack
+from inferplane.core.kv.exchange import DIGEST_BYTES, PREFIX, ArrayForm, Manifest, pack, unpack
 from inferplane.core.kv.salt import Salt
 from inferplane.errors import ExchangeError
 from inferplane.ops.state import StateArray, StateGroup
@@ -41,7 +40,7 @@ def test_blocks_arrive_bit_by_bit(dtype: str) -> None:
     sent = arrays(numpy_dtype)
     said, got = received(pack(manifest(), sent), group=group(dtype))
     assert replace(said, arrays=()) == manifest()
-    assert [(form.name, form.dtype, form.shape) for form in said.arrays] == [("k", dtype, (3, 2, 5, 8)), ("v", dtype, (3, 2, 5, 8))]
+    assert said.arrays == (ArrayForm("k", dtype, (3, 2, 5, 8)), ArrayForm("v", dtype, (3, 2, 5, 8)))
     for name in sent:
         assert got[name].dtype == sent[name].dtype
         assert got[name].tobytes() == sent[name].tobytes()
@@ -100,7 +99,7 @@ def test_anything_shorter_or_longer_is_refused() -> None:
     pytest.param({"salt": Salt(tenant="sql-v2", adapter="secret of one tenant").digest()}, "of salt", id="adapter for tenant"),
     pytest.param({"group": group("float16")}, r"\[3, 2, 5, 8\] float16 here; found .* bfloat16", id="another dtype"),
     pytest.param({"group": group(heads=4)}, r"\[3, 4, 5, 8\] .* found \[3, 2, 5, 8\]", id="another shape"),
-    pytest.param({"group": group(latent=StateArray(1, 8, "bfloat16"))}, r"arrays \['latent'\]; found \['k', 'v'\]", id="other arrays"),
+    pytest.param({"group": group(latent=StateArray(1, 8, "bfloat16"))}, r"has arrays \['latent'\]; found", id="other arrays"),
 ])
 def test_blocks_of_something_else_are_refused(wanted: dict[str, object], words: str) -> None:
     with pytest.raises(ExchangeError, match=words):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from inferplane.core import hub
-from inferplane.errors import ModelNotFound
+from inferplane.errors import ConfigError, ModelNotFound
 
 SHA = "c0ffee" + "0" * 34
 FILES = {
@@ -69,7 +69,7 @@ class StandIn(BaseHTTPRequestHandler):
         if path[4:6] not in ([], ["revision", "main"], ["revision", SHA]):
             return self.say(404, {"error": "no such revision"}, {"X-Error-Code": "RevisionNotFound"})
         siblings = [{"rfilename": name} for name in files]
-        return self.say(200, {"id": owner_name, "sha": SHA, "private": False, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
+        return self.say(200, {"id": owner_name, "sha": SHA, "private": False, "tags": [], "siblings": siblings})
 
     def file(self, data: bytes) -> None:
         self.say(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": SHA})
@@ -99,9 +99,9 @@ def endpoint() -> Iterator[str]:
 def ask(cache: Path, endpoint: str, *arguments: Any, **environment: str) -> str:
     """`locate` in a process of its own: huggingface_hub reads its environment when it is imported."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    told = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", **environment}
+    told = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
     command = [sys.executable, "-c", ASK, json.dumps(arguments)]
-    done = subprocess.run(command, env=kept | told, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=kept | told | environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -146,6 +146,8 @@ def test_an_existing_folder_is_itself(tmp_path: Path) -> None:
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert hub.locate(tmp_path / "org" / "name") == tmp_path / "org" / "name"
     assert hub.locate(str(tmp_path)) == tmp_path
+    with pytest.raises(ConfigError, match=r"is a folder. Remedy: leave the revision out"):
+        hub.locate(tmp_path, "main")
 
 
 def test_an_existing_folder_goes_before_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

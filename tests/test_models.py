@@ -97,7 +97,7 @@ def expected_logits(model: Any, tokens: list[int]) -> np.ndarray[Any, Any]:
     import torch
 
     with torch.no_grad():
-        return model(torch.tensor([tokens])).logits[0].numpy()
+        return np.asarray(model(torch.tensor([tokens])).logits[0])
 
 
 def worst(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
@@ -268,7 +268,7 @@ def test_layers_of_one_lifetime_are_one_state_group(family: str, changes: dict[s
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_graph_traces_with_every_declared_weight_in_use(family: str) -> None:
     traced = trace(FAMILIES[family](_config(family, tie_word_embeddings=True), dtype="bfloat16", block_tokens=16))
-    assert {spec.op for spec in traced.specs} >= {"embedding", "linear", "qkv_rope_write", "attention", "add_rms_norm", "gated_activation"}
+    assert {spec.op for spec in traced.specs} >= {"linear", "qkv_rope_write", "attention", "add_rms_norm", "gated_activation"}
     assert [use.weight.tensors[0].name for use in traced.uses].count("model.embed_tokens.weight") == 2
 
 
@@ -321,7 +321,8 @@ def test_a_model_type_names_its_class(family: str) -> None:
 
 
 def test_a_model_from_another_package_needs_only_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "acme_model.py").write_text("from inferplane.model_zoo.llama import Llama\nclass Acme(Llama): model_type = 'acme'\n")
+    source = "from inferplane.model_zoo.llama import Llama\nclass Acme(Llama): model_type = 'acme'\n"
+    (tmp_path / "acme_model.py").write_text(source)
     _register(tmp_path, monkeypatch, "acme", "acme_model:Acme")
     assert model_class("acme")(_config("acme"), dtype="float32", block_tokens=16).num_layers == 3
 

@@ -174,6 +174,7 @@ def test_an_unusable_platform_gives_reason_and_remedy(register: Callable[..., No
     pytest.param("", "AttributeError", id="missing-attribute"),
     pytest.param("thing = 7", "is 7, and must be a subclass", id="no-platform"),
     pytest.param(platform_source(contract=(99, 0)), "speaks contract 99.0, and this inferplane", id="contract"),
+    pytest.param(platform_source(contract="1.0"), "declares contract '1.0'", id="contract-form"),
     pytest.param(platform_source(name="other"), "calls itself 'other'", id="name"),
 ])
 def test_a_plugin_that_cannot_be_loaded_keeps_its_reason(source: str, said: str, register: Callable[..., None]) -> None:
@@ -184,6 +185,19 @@ def test_a_plugin_that_cannot_be_loaded_keeps_its_reason(source: str, said: str,
     assert not row.usable
     assert row.distribution.startswith("outside_")
     assert "'outside'" in row.reason
+
+
+@pytest.mark.parametrize(("source", "said"), [
+    pytest.param(platform_source().replace("return Avail", "raise OSError('no bus') or Avail"), "its probe failed: OSError: no bus",
+                 id="probe"),
+    pytest.param(platform_source().replace("super().__init__", "self.missing"), "failed while starting: AttributeError", id="start"),
+    pytest.param(platform_source().replace("HostPlatform)", "Platform)").replace("import Avail", "import Platform, Avail"),
+                 "failed while starting: TypeError: .*abstract", id="unfinished"),
+])
+def test_a_plugin_that_breaks_later_is_named_too(source: str, said: str, register: Callable[..., None]) -> None:
+    register("outside", source)
+    with pytest.raises(errors.PlatformLoadError, match=f"'outside'.*{said}"):
+        registry.named("outside")
 
 
 def test_a_higher_minor_of_the_contract_is_welcome(register: Callable[..., None]) -> None:

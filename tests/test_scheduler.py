@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from inferplane.core.kv.salt import Salt
 from inferplane.core.kv.stats import Reason
 from inferplane.core.request import Key, Request, SamplingParams, expand
@@ -24,11 +23,11 @@ def scheduler(groups=(FULL,), blocks: int = 1000, **config) -> Scheduler:
     return Scheduler(SchedulerConfig(**{"max_model_len": 20_000, **config}), groups, [blocks] * len(groups))
 
 
-def request(name: str, prompt, max_tokens: int = 8, *, tenant: str = "", priority: int = 0, salt: Salt | None = None, **params) -> Request:
+def request(name: str, prompt, max_tokens: int = 8, *, salt: Salt | None = None, **params) -> Request:
+    """`prompt`: tokens, or how many of the same ones."""
     tokens = range(100, 100 + prompt) if isinstance(prompt, int) else prompt
-    made = expand(name, list(tokens), SamplingParams(max_tokens=max_tokens, **params), eos_ids=[EOS], max_model_len=20_000,
-                  tenant=tenant, priority=priority, salt=salt)
-    return made[0]
+    asked = SamplingParams(max_tokens=max_tokens, **params)
+    return expand(name, list(tokens), asked, eos_ids=[EOS], max_model_len=20_000, salt=salt)[0]
 
 
 def shape(plan: StepPlan | None) -> dict[str, tuple[int, int]]:
@@ -324,7 +323,7 @@ class TestSharedPrefixes:
         assert (update.kv.hit_tokens, update.kv.blocks(Reason.SALT_DIFFERS)) == (0, 4)
 
     def test_another_leads_when_the_leader_is_aborted(self) -> None:
-        one = scheduler(max_num_seqs=4, max_num_batched_tokens=32)
+        one = scheduler(max_num_seqs=4, max_num_batched_tokens=64, long_prefill_tokens=32)
         for name in "abc":
             one.add(request(name, 100), 0.0)
         assert shape(one.plan(0.0)) == {"a": (0, 32)}
@@ -333,7 +332,7 @@ class TestSharedPrefixes:
         assert shape(one.plan(0.0)) == {"b": (32, 32)}
 
     def test_a_follower_can_be_aborted(self) -> None:
-        one = scheduler(max_num_seqs=4, max_num_batched_tokens=32)
+        one = scheduler(max_num_seqs=4, max_num_batched_tokens=64, long_prefill_tokens=32)
         for name in "abc":
             one.add(request(name, 100), 0.0)
         one.plan(0.0)

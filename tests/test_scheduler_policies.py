@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import pytest
-
 from inferplane.core.request import Request, SamplingParams
 from inferplane.core.scheduler.config import SchedulerConfig
 from inferplane.core.scheduler.policy import BUILTIN, Fair, Policy, Queue, Ticket, find_policy

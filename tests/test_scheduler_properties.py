@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
+from inferplane.core.kv.layout import blocks_needed
 from inferplane.core.kv.prefix import sha256
 from inferplane.core.kv.salt import Salt
 from inferplane.core.request import SamplingParams, expand
@@ -39,11 +39,17 @@ GROUPS = {
     "blocks of three sizes": (group("full", 2), group("wide", 4), group("window", 3, 5)),
     "recurrent": (group("full", 4), group("recurrent", 1, kind="recurrent")),
 }
-DIGESTS = {"sha256": sha256, "two keys": lambda data: bytes([sum(data) % 2]), "one key": lambda data: b"same"}
+SALTS = [Salt(), Salt(), Salt("z"), Salt("", "z")]
+DIGESTS = {
+    "sha256": sha256,
+    "tokens only": lambda data: data[-8:],
+    "two keys": lambda data: bytes([sum(data) % 2]),
+}
 
 
 def root(request) -> int:
-    return hash(tuple(request.salt.encode()))
+    salt = request.salt
+    return hash(tuple(tuple(part.encode()) for part in (salt.adapter, salt.media, salt.tenant)))
 
 
 def grow(prefix: int, token: int) -> int:
@@ -138,13 +144,14 @@ def same(left, right) -> bool:
 class Serving(RuleBasedStateMachine):
     @initialize(
         groups=st.sampled_from(sorted(GROUPS)), policy=st.sampled_from(["fcfs", "priority", "fair"]),
-        digest=st.sampled_from(["sha256", "sha256", "two keys", "one key"]), caching=st.sampled_from([True, True, False]),
+        digest=st.sampled_from(["sha256", "sha256", "tokens only", "two keys"]), caching=st.sampled_from([True, True, False]),
         seats=st.integers(1, 4), budget=st.integers(4, 12), long_prefill=st.sampled_from([None, 3]), spare=st.integers(0, 8),
     )
     def start(self, groups, policy, digest, caching, seats, budget, long_prefill, spare) -> None:
         self.groups = GROUPS[groups]
         config = SchedulerConfig(CONTEXT, seats, budget, caching, policy, long_prefill)
-        self.blocks = [2 + CONTEXT // 2 // one.block_tokens + spare for one in self.groups]
+        self.blocks = [1 + spare + (blocks_needed(one, CONTEXT) if one.window else 1 + CONTEXT // 2 // one.block_tokens)
+                       for one in self.groups]
         self.config = config
         self.scheduler, self.twin = (Scheduler(config, self.groups, self.blocks, digest=DIGESTS[digest]) for _ in range(2))
         self.device = Device(self.groups)
@@ -167,17 +174,19 @@ class Serving(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from("abcdefgh"), prompt=st.lists(st.integers(0, 1), min_size=1, max_size=14), n=st.integers(1, 2),
           max_tokens=st.integers(1, 9), min_tokens=st.integers(0, 2), penalty=st.sampled_from([0.0, 0.0, 0.5]),
-          priority=st.integers(0, 2), tenant=st.sampled_from("xyz"), salt=st.sampled_from([Salt(), Salt(), Salt("z"), Salt("", "z")]))
+          priority=st.integers(0, 2), tenant=st.sampled_from("xyz"), salt=st.sampled_from(SALTS))
     def add(self, name, prompt, n, max_tokens, min_tokens, penalty, priority, tenant, salt) -> None:
         params = SamplingParams(n=n, max_tokens=max_tokens, min_tokens=min(min_tokens, max_tokens), frequency_penalty=penalty)
-        for request in expand(name, prompt, params, eos_ids=[EOS], max_model_len=CONTEXT, priority=priority, tenant=tenant, salt=salt):
+        requests = expand(
+            name, prompt, params, eos_ids=[EOS], max_model_len=CONTEXT, priority=priority, tenant=tenant, salt=salt)
+        for request in requests:
             answer = self.both("add", request)
             assert (request.key in self.alive) <= (answer is not None)
             if answer is None:
                 self.alive[request.key] = request
                 self.drawn[request.key] = 0
 
-    @rule(prompt=st.sampled_from([[0] * 14, [0, 1] * 6, [0] * 9]), n=st.integers(2, 4))
+    @rule(prompt=st.sampled_from([[0] * 14, [0, 1] * 6, [0] * 11, [0] * 9]), n=st.integers(2, 4))
     def add_many_alike(self, prompt, n) -> None:
         for request in expand(f"alike {self.now}", prompt, SamplingParams(n=n, max_tokens=6), eos_ids=[], max_model_len=CONTEXT):
             if self.both("add", request) is None:
@@ -196,6 +205,8 @@ class Serving(RuleBasedStateMachine):
         assert set(keys) <= set(self.alive)
         assert len(set(keys)) == len(keys) == len({row.slot for row in plan.rows}) <= self.config.max_num_seqs
         assert plan.token_count == sum(row.count for row in plan.rows) <= self.config.max_num_batched_tokens
+        assert all(row.count >= 1 for row in plan.rows)
+        assert not set(keys) & set(plan.preempted)
         assert plan.samples == tuple(i for i, row in enumerate(plan.rows) if row.sample)
         assert all(1 <= row.slot <= self.config.max_num_seqs for row in plan.rows)
         waiting_for = {row.key for (old, *_) in self.flight for row in old.rows if row.sample}
@@ -274,7 +285,8 @@ class Serving(RuleBasedStateMachine):
         stats, kv = self.scheduler.stats(), self.scheduler.kv_stats()
         assert stats.running + stats.waiting == self.scheduler.unfinished_count == len(self.alive)
         paged = [blocks for one, blocks in zip(self.groups, self.blocks, strict=True) if one.kind == "paged"]
-        assert [sum(parts) for parts in zip(kv.free_blocks, kv.cached_blocks, kv.held_blocks, strict=True)] == [b - 1 for b in paged]
+        counts = zip(kv.free_blocks, kv.cached_blocks, kv.held_blocks, strict=True)
+        assert [sum(parts) for parts in counts] == [blocks - 1 for blocks in paged]
         if not stats.running:
             assert not any(kv.held_blocks), "blocks leak"
 
@@ -293,7 +305,7 @@ class Serving(RuleBasedStateMachine):
         self.nothing_is_lost()
         assert self.scheduler.stats().following == 0
         memory = self.scheduler._memory
-        assert all(not pool.holders(block) for one in memory._paged for pool in [one.pool] for block in range(pool.count))
+        assert not any(one.pool.holders(block) for one in memory._paged for block in range(one.pool.count))
         assert all(index.consistent() for index in memory.indexes)
 
 

@@ -37,7 +37,7 @@ def byte_level() -> Library:
             show_progress=False,
         ),
     )
-    made.add_special_tokens(["<｜début▁de▁phrase｜>"])
+    made.add_special_tokens(["<\uff5cdébut▁de▁phrase\uff5c>"])
     made.add_tokens([tokenizers.AddedToken("    ", normalized=False)])
     made.post_processor = processors.TemplateProcessing(single="<|start|> $A", special_tokens=[("<|start|>", 0)])
     return made
@@ -45,11 +45,14 @@ def byte_level() -> Library:
 
 def byte_fallback() -> Library:
     """As SentencePiece BPE is converted: ▁ for a space, <0xHH> for bytes without a token."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyzIß.,'", "▁a", "he", "▁t"]
+    letters = [*"abcdefghijklmnopqrstuvwxyzIß.,'", "▁", "▁a", "he", "▁t"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     vocab = {piece: i for i, piece in enumerate(pieces)}
-    made = Library(models.BPE(vocab=vocab, merges=[("▁", "a"), ("h", "e"), ("▁", "t")], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    merges = [("▁", "a"), ("h", "e"), ("▁", "t")]
+    made = Library(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    made.decoder = decoders.Sequence(parts)
     made.add_special_tokens(["<unk>", "<s>", "</s>"])
     return made
 
@@ -131,7 +134,7 @@ def test_a_character_over_several_tokens_appears_when_it_is_whole() -> None:
 def test_damaged_bytes_become_replacement_characters_and_block_nothing() -> None:
     tokenizer = Tokenizer(KINDS["byte-fallback"])
     detokenizer = tokenizer.detokenizer()
-    first, letter = 3, KINDS["byte-fallback"].token_to_id("x")
+    first, letter = 3, tokenizer.encode("x")[-1]
     assert detokenizer.push([first + 0xE2, first + 0x82, letter]) == "�x"
     assert detokenizer.push([first + 0xF0]) == ""
     assert detokenizer.finish() == "�"
@@ -154,6 +157,27 @@ def test_special_tokens_are_added_on_request_and_skipped_on_request() -> None:
     assert tokenizer.encode("fox", add_special_tokens=False)[0] != 0
     ids = [0, *tokenizer.encode("fox", add_special_tokens=False), 1]
     assert (grown(tokenizer, ids), grown(tokenizer, ids, skip=False)) == ("fox", "<|start|>fox<|end|>")
+
+
+@pytest.mark.parametrize("piece", ["<\uff5cdébut▁de▁phrase\uff5c>", "    "])
+def test_an_added_token_outside_the_byte_alphabet_stands_for_itself(piece: str) -> None:
+    tokenizer = Tokenizer(KINDS["byte-level"])
+    ids = [*tokenizer.encode("fox", False), *tokenizer.encode(piece, False), *tokenizer.encode("fox", False)]
+    assert grown(tokenizer, ids, skip=False) == f"fox{piece}fox"
+
+
+@pytest.mark.parametrize("adds", [True, False], ids=["add-bos", "add-no-bos"])
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
+def test_a_text_is_framed_as_in_transformers(kind: str, adds: bool, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    start, end = ("<|start|>", "<|end|>") if kind == "byte-level" else ("<s>", "</s>")
+    KINDS[kind].save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": start, "eos_token": end, "add_bos_token": adds}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("a fox", "", start + "fox"):
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False)
 
 
 def test_truncation_and_padding_of_training_are_off() -> None:

@@ -101,7 +101,7 @@ def unpack(data: bytes, *, model: str, group: StateGroup, salt: str) -> tuple[Ma
 def _open(data: bytes) -> tuple[bytes, memoryview]:
     """The header and the arrays' bytes, once the checksum has proved them."""
     if len(data) < PREFIX.size + DIGEST_BYTES:
-        raise ExchangeError(f"canonical blocks are at least {PREFIX.size + DIGEST_BYTES} bytes; found {len(data)}. Send them whole.")
+        raise ExchangeError(f"canonical blocks have {PREFIX.size + DIGEST_BYTES} bytes at least; found {len(data)}. Send all.")
     magic, version, header_bytes = PREFIX.unpack_from(data)
     if magic != MAGIC:
         raise ExchangeError(f"canonical blocks start with {MAGIC!r}; found {magic!r}. Check what was sent.")
@@ -134,7 +134,8 @@ def _read_manifest(header: bytes) -> Manifest:
 def _check_manifest(manifest: Manifest) -> None:
     """What holds for any manifest."""
     if len(manifest.tokens) != len(manifest.positions):
-        raise ExchangeError(f"{len(manifest.tokens)} tokens need as many positions; found {len(manifest.positions)}. Give one each.")
+        raise ExchangeError(f"{len(manifest.tokens)} tokens need as many positions; found {len(manifest.positions)}. "
+                            "Give one each.")
     names = [form.name for form in manifest.arrays]
     if len(set(names)) != len(names) or not names:
         raise ExchangeError(f"a manifest names each of at least one array once; found {names}. Name them apart.")
@@ -145,7 +146,8 @@ def _check_manifest(manifest: Manifest) -> None:
         if form.dtype not in DTYPES:
             raise ExchangeError(f"array {form.name!r} is {form.dtype}, which does not travel. Known: {', '.join(DTYPES)}.")
         if len(form.shape) != 4 or not all(isinstance(size, int) and size >= 0 for size in form.shape):
-            raise ExchangeError(f"array {form.name!r} must be [layers, kv_heads, tokens, dim]; found {list(form.shape)}. Transpose it.")
+            raise ExchangeError(f"array {form.name!r} must be [layers, kv_heads, tokens, dim]; found {list(form.shape)}. "
+                                "Transpose it.")
         if form.name not in (manifest.scales or {}).values() and form.shape[2] != len(manifest.tokens):
             raise ExchangeError(f"array {form.name!r} holds {form.shape[2]} tokens; the manifest lists {len(manifest.tokens)}. "
                                 "Cut the array or the list.")
@@ -153,16 +155,16 @@ def _check_manifest(manifest: Manifest) -> None:
 
 def _check_expected(manifest: Manifest, model: str, group: StateGroup, salt: str) -> None:
     """Whether they are the blocks that the importer can use."""
-    for what, found, wanted in (("model", manifest.model, model), ("state group", manifest.group, group.name),
-                                ("salt", manifest.salt, salt)):
-        if found != wanted:
-            raise ExchangeError(f"the blocks are of {what} {found!r}; this side has {wanted!r}. Import them where they fit.")
+    for what, found, ours in (("model", manifest.model, model), ("state group", manifest.group, group.name),
+                              ("salt", manifest.salt, salt)):
+        if found != ours:
+            raise ExchangeError(f"the blocks are of {what} {found!r}; this side has {ours!r}. Import them where they fit.")
     forms = {form.name: form for form in manifest.arrays if form.name not in (manifest.scales or {}).values()}
     if set(forms) != set(group.arrays):
         raise ExchangeError(f"group {group.name!r} has arrays {sorted(group.arrays)}; found {sorted(forms)}. "
                             "Export them with the same model code.")
     for name, array in group.arrays.items():
-        shape, dtype = (len(group.layers), array.heads, len(manifest.tokens), array.dim), array.dtype
-        if (forms[name].shape, forms[name].dtype) != (shape, dtype):
-            raise ExchangeError(f"array {name!r} is {list(shape)} {dtype} here; found {list(forms[name].shape)} {forms[name].dtype}. "
-                                "Use the same state dtype on both sides.")
+        wanted = ArrayForm(name, array.dtype, (len(group.layers), array.heads, len(manifest.tokens), array.dim))
+        if forms[name] != wanted:
+            raise ExchangeError(f"array {name!r} is {list(wanted.shape)} {wanted.dtype} here; found {list(forms[name].shape)} "
+                                f"{forms[name].dtype}. Use the same model and state dtype on both sides.")

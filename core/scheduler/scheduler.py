@@ -160,7 +160,7 @@ class Scheduler:
         self._memory.release(sequence.lease)
         sequence.lease = None
         self._slots.append(sequence.slot)
-        sequence.slot = sequence.computed = 0
+        sequence.slot = 0
         del self._running[bisect_left(self._running, sequence.rank, key=RANK)]
         self._wake(self._leaders.resign(sequence))
 

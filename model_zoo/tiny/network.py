@@ -84,9 +84,7 @@ class Llama(nn.Module):
         angles = torch.outer(torch.arange(config["max_position_embeddings"]).float(), frequencies).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
-        for weight in self.parameters():
-            if weight.dim() == 2:
-                nn.init.normal_(weight, std=0.02)
+        initialize(self)
 
     def hidden(self, ids: Tensor, positions: Tensor | None = None, cache: "Cache | None" = None) -> Tensor:
         """ids, positions [rows, tokens] -> [rows, tokens, embed]; without positions, every row starts at 0."""
@@ -102,6 +100,44 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return functional.linear(hidden, self.model.embed_tokens.weight)
+
+
+CONSTANT = 0  # the residual dimension that starts equal for all tokens, so that a head can attend by position alone
+SHIFT_HEADS = {0: (1, 2, 3, 4), 1: (4, 8)}  # layer -> how far back each of its first heads looks at the start
+SHIFT_FREQUENCIES, SHIFT_SHARPNESS = 6, 40.0
+EMBEDDING_STD = 0.02
+
+
+@torch.no_grad()
+def initialize(network: Llama) -> None:
+    """Random weights, but the first layers start as a short convolution, so that recall need not first discover what stood before."""
+    for weight in network.parameters():
+        if weight.dim() == 2:
+            nn.init.normal_(weight, std=EMBEDDING_STD)
+    network.model.embed_tokens.weight[:, CONSTANT] = 4 * EMBEDDING_STD
+    for number, offsets in SHIFT_HEADS.items():
+        x = network.model.embed_tokens.weight
+        spread = x.square().mean().sqrt() * (1 + len(SHIFT_HEADS[0]) * (number > 0)) ** 0.5
+        shift_heads(network.model.layers[number].self_attn, network.config, offsets, float(4 * EMBEDDING_STD / spread))
+
+
+def shift_heads(attention: Attention, config: dict, offsets: tuple[int, ...], constant: float) -> None:
+    """Makes the first heads copy the token `offset` back; `constant` is what the constant dimension is after the norm."""
+    head_dim, half, used = config["head_dim"], config["head_dim"] // 2, SHIFT_FREQUENCIES
+    frequencies = config["rope_theta"] ** -(torch.arange(half) / half)
+    amplitude = (SHIFT_SHARPNESS * head_dim**0.5 / 8) ** 0.5 / constant
+    for kv_head in {head // attention.queries_per_kv_head for head in range(len(offsets))}:
+        rows = attention.k_proj.weight[kv_head * head_dim : (kv_head + 1) * head_dim]
+        rows.zero_()
+        rows[:used, CONSTANT] = amplitude
+        attention.v_proj.weight[kv_head * head_dim : (kv_head + 1) * head_dim].normal_(std=config["hidden_size"] ** -0.5)
+    for head, offset in enumerate(offsets):
+        rows = attention.q_proj.weight[head * head_dim : (head + 1) * head_dim]
+        rows.zero_()
+        rows[:used, CONSTANT] = amplitude * torch.cos(frequencies[:used] * offset)
+        rows[half : half + used, CONSTANT] = -amplitude * torch.sin(frequencies[:used] * offset)
+        attention.o_proj.weight[:, head * head_dim : (head + 1) * head_dim].normal_(std=EMBEDDING_STD * head_dim**-0.5)
+    attention.o_proj.weight[CONSTANT].zero_()
 
 
 class Cache:

@@ -25,22 +25,27 @@ template <class P, class T> class AttentionBlock {
     using Isa = typename P::Isa;
     using Left = typename P::Left;
     using Right = typename P::Right;
-    static constexpr bool raw_pairs = P::k_per_step == 2;
     static constexpr int64_t value_steps = key_tile / P::k_per_step;
     static constexpr float log2_e = 1.44269504f;
 
-    struct Range { int64_t low, high; };  // keys of the tile that a query sees, relative to its start
+    struct Range { int64_t low, high; };  // keys of a tile, relative to its start
 
-    int64_t position(int64_t row) const { return first_position_ + (task_.first + row) / group_; }
+    // One tile of keys: where each lies in the caches, in tokens. Only those in `seen` may be read.
+    struct Keys {
+        int64_t start, token[key_tile];
+        Range seen;
+    };
+
     int64_t first_visible(int64_t at) const { return job_.window && at >= job_.window ? at - job_.window + 1 : 0; }
     Range visible(int64_t row, int64_t start) const;
 
     void carve_scratch();
     void stage_queries();
-    void locate(int64_t start, int64_t* tokens) const;
-    void pack_keys(const int64_t* tokens);
-    bool pack_values(const int64_t* tokens, Range range);
-    void prefetch(const int64_t* tokens) const;
+    void locate(int64_t start, Keys& keys) const;
+    void prefetch(const Keys& keys) const;
+    void pack_keys(const Keys& keys);
+    bool pack_values(const Keys& keys, Range range);
+    void attend_apart(int64_t first, const Keys& keys);
     void attend(int64_t first, int64_t last, int64_t start);
     void softmax(int64_t row, const float* scores, Left* weights, Range range);
     void rescale(int64_t row, float factor);
@@ -53,6 +58,7 @@ template <class P, class T> class AttentionBlock {
     Left *queries_, *weights_;
     Right *keys_, *values_;
     float *scores_, *out_, *peak_, *total_;
+    int64_t* position_;  // [rows]
 };
 
 template <class P, class T>
@@ -70,12 +76,12 @@ template <class P, class T> void AttentionBlock<P, T>::carve_scratch() {
         rows_ * query_stride_ * int64_t(sizeof(Left)), Isa::tile_rows * key_tile * int64_t(sizeof(Left)),
         round_up(key_steps_, lanes) * key_tile * int64_t(sizeof(Right)), panels_ * value_steps * panel_columns * int64_t(sizeof(Right)),
         Isa::tile_rows * key_tile * int64_t(sizeof(float)), panels_ * rows_ * panel_columns * int64_t(sizeof(float)),
-        rows_ * int64_t(sizeof(float)), rows_ * lanes * int64_t(sizeof(float))};
+        rows_ * int64_t(sizeof(float)), rows_ * lanes * int64_t(sizeof(float)), rows_ * int64_t(sizeof(int64_t))};
     int64_t bytes = 0;
     for (int64_t size : sizes) bytes += round_up(size, cache_line_bytes);
     char* at = scratch.get<char>(bytes);
-    char* parts[8];
-    for (int i = 0; i < 8; ++i) {
+    char* parts[9];
+    for (int i = 0; i < 9; ++i) {
         parts[i] = at;
         at += round_up(sizes[i], cache_line_bytes);
     }
@@ -87,11 +93,12 @@ template <class P, class T> void AttentionBlock<P, T>::carve_scratch() {
     out_ = reinterpret_cast<float*>(parts[5]);
     peak_ = reinterpret_cast<float*>(parts[6]);
     total_ = reinterpret_cast<float*>(parts[7]);
+    position_ = reinterpret_cast<int64_t*>(parts[8]);
 }
 
 template <class P, class T>
 typename AttentionBlock<P, T>::Range AttentionBlock<P, T>::visible(int64_t row, int64_t start) const {
-    const int64_t at = position(row), low = first_visible(at) - start, high = at + 1 - start;
+    const int64_t at = position_[row], low = first_visible(at) - start, high = at + 1 - start;
     return {low < 0 ? 0 : low, high < key_tile ? high : key_tile};
 }
 
@@ -101,55 +108,73 @@ template <class P, class T> void AttentionBlock<P, T>::stage_queries() {
         const int64_t head = task_.kv_head * group_ + flat % group_;
         const T* from = static_cast<const T*>(job_.q) + (token * job_.heads + head) * cache_.key_dim;
         Left* to = queries_ + row * query_stride_;
-        if constexpr (raw_pairs) {
+        if constexpr (P::k_per_step == 2) {
             __builtin_memcpy(to, from, cache_.key_dim * sizeof(T));
             to[cache_.key_dim] = Left{};  // an odd key_dim leaves half a pair
         } else {
             for (int64_t d = 0; d < cache_.key_dim; d += lanes) store<Isa>(to + d, load_upto<Isa>(from + d, cache_.key_dim - d));
         }
         peak_[row] = -__builtin_inff();
+        position_[row] = first_position_ + flat / group_;
     }
     __builtin_memset(total_, 0, rows_ * lanes * sizeof(float));
     __builtin_memset(out_, 0, panels_ * rows_ * panel_columns * sizeof(float));
 }
 
-// Where each key of the tile lies in the caches, in tokens; -1 outside [first visible, last visible].
-template <class P, class T> void AttentionBlock<P, T>::locate(int64_t start, int64_t* tokens) const {
-    const int64_t low = first_visible(position(0)), high = position(rows_ - 1) + 1;
+template <class P, class T> void AttentionBlock<P, T>::locate(int64_t start, Keys& keys) const {
+    const int64_t low = first_visible(position_[0]) - start, high = position_[rows_ - 1] + 1 - start;
+    keys.start = start;
+    keys.seen = {low < 0 ? 0 : low, high < key_tile ? high : key_tile};
     const int32_t* table = job_.table + task_.row * job_.table_width;
-    for (int64_t i = 0; i < key_tile; ++i) {
-        const int64_t at = start + i;
-        const bool seen = at >= low && at < high;
-        tokens[i] = seen ? cache_.token(table[at / cache_.block_tokens], task_.kv_head, at % cache_.block_tokens) : -1;
+    int64_t block = (start + keys.seen.low) / cache_.block_tokens, offset = (start + keys.seen.low) % cache_.block_tokens;
+    int64_t token = cache_.token(table[block], task_.kv_head, offset);
+    for (int64_t i = keys.seen.low; i < keys.seen.high; ++i) {
+        keys.token[i] = token++;
+        if (++offset == cache_.block_tokens && i + 1 < keys.seen.high) {
+            offset = 0;
+            token = cache_.token(table[++block], task_.kv_head, 0);
+        }
+    }
+    // Keys that nobody sees stand for one that somebody does: the softmax drops their scores.
+    for (int64_t i = 0; i < keys.seen.low; ++i) keys.token[i] = keys.token[keys.seen.low];
+    for (int64_t i = keys.seen.high; i < key_tile; ++i) keys.token[i] = keys.token[keys.seen.low];
+}
+
+template <class P, class T> void AttentionBlock<P, T>::prefetch(const Keys& keys) const {
+    const int64_t key_bytes = cache_.key_dim * int64_t(sizeof(T)), value_bytes = cache_.value_dim * int64_t(sizeof(T));
+    for (int64_t i = keys.seen.low; i < keys.seen.high; ++i) {
+        const char* key = static_cast<const char*>(job_.k_cache) + keys.token[i] * key_bytes;
+        const char* value = static_cast<const char*>(job_.v_cache) + keys.token[i] * value_bytes;
+        for (int64_t byte = 0; byte < key_bytes; byte += 64) Isa::prefetch(key + byte);
+        for (int64_t byte = 0; byte < value_bytes; byte += 64) Isa::prefetch(value + byte);
     }
 }
 
-template <class P, class T> void AttentionBlock<P, T>::prefetch(const int64_t* tokens) const {
-    for (int64_t i = 0; i < key_tile; ++i) {
-        if (tokens[i] < 0) continue;
-        const char* key = reinterpret_cast<const char*>(static_cast<const T*>(job_.k_cache) + tokens[i] * cache_.key_dim);
-        const char* value = reinterpret_cast<const char*>(static_cast<const T*>(job_.v_cache) + tokens[i] * cache_.value_dim);
-        for (int64_t byte = 0; byte < cache_.key_dim * int64_t(sizeof(T)); byte += 64) Isa::prefetch(key + byte);
-        for (int64_t byte = 0; byte < cache_.value_dim * int64_t(sizeof(T)); byte += 64) Isa::prefetch(value + byte);
+// Sixteen steps of one key, or the fewer that its last dims fill.
+template <class P, class T> INFERPLANE_INLINE Words<typename P::Isa> load_steps(const T* from, int64_t dims) {
+    using Isa = typename P::Isa;
+    if constexpr (P::k_per_step == 2) {
+        if (dims >= 2 * lanes) return load_words<Isa>(from);
+        alignas(64) T edge[2 * lanes] = {};
+        __builtin_memcpy(edge, from, dims * sizeof(T));
+        return load_words<Isa>(edge);
+    } else {
+        return as_words(load_upto<Isa>(from, dims));
     }
 }
 
-// Keys as columns: sixteen keys by sixteen steps at a time. Keys that nobody sees keep whatever stood there.
-template <class P, class T> void AttentionBlock<P, T>::pack_keys(const int64_t* tokens) {
+// Keys become columns: sixteen keys by sixteen steps at a time.
+template <class P, class T> void AttentionBlock<P, T>::pack_keys(const Keys& keys) {
+    constexpr int64_t dims = lanes * P::k_per_step;
+    const T* cache = static_cast<const T*>(job_.k_cache);
     for (int64_t key = 0; key < key_tile; key += lanes) {
         for (int64_t step = 0; step < key_steps_; step += lanes) {
             const int64_t d = step * P::k_per_step, left = cache_.key_dim - d;
             Words<Isa> rows[lanes];
-            for (int i = 0; i < lanes; ++i) {
-                rows[i] = fill_words<Isa>(0);
-                if (tokens[key + i] < 0) continue;
-                const T* from = static_cast<const T*>(job_.k_cache) + tokens[key + i] * cache_.key_dim + d;
-                if constexpr (raw_pairs) {
-                    if (left >= 2 * lanes) rows[i] = load_words<Isa>(from);
-                    else __builtin_memcpy(&rows[i], from, left * sizeof(T));
-                } else {
-                    rows[i] = as_words(load_upto<Isa>(from, left));
-                }
+            if (left >= dims) {
+                for (int i = 0; i < lanes; ++i) rows[i] = load_steps<P>(cache + keys.token[key + i] * cache_.key_dim + d, dims);
+            } else {
+                for (int i = 0; i < lanes; ++i) rows[i] = load_steps<P>(cache + keys.token[key + i] * cache_.key_dim + d, left);
             }
             Isa::transpose(rows);
             for (int i = 0; i < lanes; ++i) store_words(keys_ + (step + i) * key_tile + key, rows[i]);
@@ -157,33 +182,38 @@ template <class P, class T> void AttentionBlock<P, T>::pack_keys(const int64_t* 
     }
 }
 
-// Values of the keys in `range`, others zero, up to the last step used; says whether all are finite.
-template <class P, class T> bool AttentionBlock<P, T>::pack_values(const int64_t* tokens, Range range) {
+// One step's sixteen dims: values of a key, or a pair of keys side by side in 32 bits; null stands for zeros.
+template <class P, class T> INFERPLANE_INLINE Words<typename P::Isa> value_step(const T* even, const T* odd, int64_t dims) {
+    using Isa = typename P::Isa;
+    const Words<Isa> zero = fill_words<Isa>(0);
+    const Words<Isa> first = even ? as_words(load_upto<Isa>(even, dims)) : zero;
+    if constexpr (P::k_per_step == 1) return first;
+    return shift_right(first, 16) | (odd ? as_words(load_upto<Isa>(odd, dims)) : zero);
+}
+
+// Values of the keys in `range`, zero for their partners outside it; says whether all are finite.
+template <class P, class T> bool AttentionBlock<P, T>::pack_values(const Keys& keys, Range range) {
     const T* cache = static_cast<const T*>(job_.v_cache);
     const auto value = [&](int64_t key) -> const T* {
-        return key >= range.low && key < range.high && tokens[key] >= 0 ? cache + tokens[key] * cache_.value_dim : nullptr;
+        return key >= range.low && key < range.high ? cache + keys.token[key] * cache_.value_dim : nullptr;
     };
-    Floats<Isa> zero = fill<Isa>(0.0f), probe[4] = {zero, zero, zero, zero};  // 0 * infinity = NaN
+    const typename P::Vector nothing = P::zero();
+    Floats<Isa> probe[4];  // 0 * infinity = NaN
+    for (Floats<Isa>& p : probe) p = fill<Isa>(0.0f);
     for (int64_t step = 0; step * P::k_per_step < range.high; ++step) {
         const T* even = value(step * P::k_per_step);
-        const T* odd = raw_pairs ? value(step * P::k_per_step + 1) : nullptr;
+        const T* odd = P::k_per_step == 2 ? value(step * P::k_per_step + 1) : even;
+        const bool whole = even && odd;
         for (int64_t d = 0; d < cache_.value_dim; d += lanes) {
             const int64_t left = cache_.value_dim - d;
-            const Floats<Isa> a = even ? load_upto<Isa>(even + d, left) : zero;
             Right* to = values_ + (d / panel_columns * value_steps + step) * panel_columns + d % panel_columns;
-            Floats<Isa>& finite = probe[d / lanes % 4];
-            finite = multiply_add(a, zero, finite);
-            if constexpr (raw_pairs) {
-                const Floats<Isa> b = odd ? load_upto<Isa>(odd + d, left) : zero;
-                finite = multiply_add(b, zero, finite);
-                store_words(to, shift_right(as_words(a), 16) | as_words(b));
-            } else {
-                store<Isa>(to, a);
-            }
+            const Words<Isa> made = whole && left >= lanes ? value_step<P>(even + d, odd + d, lanes)
+                                                           : value_step<P>(even ? even + d : nullptr, odd ? odd + d : nullptr, left);
+            store_words(to, made);
+            probe[d / lanes % 4] = P::multiply(nothing, P::as_vector(made), probe[d / lanes % 4]);
         }
     }
-    const float sum_of_zeros = sum(probe[0] + probe[1] + (probe[2] + probe[3]));
-    return sum_of_zeros == 0.0f;
+    return sum(probe[0] + probe[1] + (probe[2] + probe[3])) == 0.0f;
 }
 
 template <class P, class T> void AttentionBlock<P, T>::rescale(int64_t row, float factor) {
@@ -255,35 +285,34 @@ template <class P, class T> void AttentionBlock<P, T>::attend(int64_t first, int
     }
 }
 
+// An infinity or NaN must not reach queries that do not see it through 0 * NaN: a packing per token.
+template <class P, class T> void AttentionBlock<P, T>::attend_apart(int64_t first, const Keys& keys) {
+    for (int64_t row = first, next; row < rows_; row = next) {
+        next = row + 1;
+        while (next < rows_ && position_[next] == position_[row]) ++next;
+        const Range range = visible(row, keys.start);
+        if (range.low >= range.high) continue;
+        pack_values(keys, range);
+        attend(row, next, keys.start);
+    }
+}
+
 template <class P, class T> void AttentionBlock<P, T>::run() {
     stage_queries();
-    const int64_t begin = first_visible(position(0)) / key_tile * key_tile, end = position(rows_ - 1) + 1;
-    int64_t tokens[2][key_tile];
-    locate(begin, tokens[0]);
+    const int64_t begin = first_visible(position_[0]) / key_tile * key_tile, end = position_[rows_ - 1] + 1;
+    Keys keys[2];
+    locate(begin, keys[0]);
+    int64_t row = 0;
     for (int64_t start = begin, turn = 0; start < end; start += key_tile, turn ^= 1) {
         if (start + key_tile < end) {
-            locate(start + key_tile, tokens[turn ^ 1]);
-            prefetch(tokens[turn ^ 1]);
+            locate(start + key_tile, keys[turn ^ 1]);
+            prefetch(keys[turn ^ 1]);
         }
-        pack_keys(tokens[turn]);
-        const bool finite = pack_values(tokens[turn], {0, end - start < key_tile ? end - start : key_tile});
-        int64_t row = 0;
-        while (position(row) < start) ++row;  // earlier queries see none of this tile
-        if (finite) {
-            attend(row, rows_, start);
-            continue;
-        }
-        // An infinity or NaN must not reach queries that do not see it through 0 * NaN: a packing per token.
-        while (row < rows_) {
-            int64_t next = row + 1;
-            while (next < rows_ && position(next) == position(row)) ++next;
-            const Range range = visible(row, start);
-            if (range.low < range.high) {
-                pack_values(tokens[turn], range);
-                attend(row, next, start);
-            }
-            row = next;
-        }
+        pack_keys(keys[turn]);
+        const bool finite = pack_values(keys[turn], keys[turn].seen);
+        while (position_[row] < start) ++row;  // earlier queries see none of this tile
+        if (finite) attend(row, rows_, start);
+        else attend_apart(row, keys[turn]);
     }
     finish();
 }
@@ -294,12 +323,10 @@ template <class P, class T> void AttentionBlock<P, T>::finish() {
         const int64_t head = task_.kv_head * group_ + flat % group_;
         float total = sum(load<Isa>(total_ + row * lanes)), factor = 1.0f;
         if (job_.sinks) {
-            const float sink = job_.sinks[head] * log2_e, peak = peak_[row] > sink ? peak_[row] : sink;
-            alignas(64) float kept[lanes], added[lanes];
-            store<Isa>(kept, exp2_nonpositive(fill<Isa>(peak_[row] - peak)));
-            store<Isa>(added, exp2_nonpositive(fill<Isa>(sink - peak)));
-            factor = kept[0];
-            total = total * factor + added[0];
+            // In double: a sink far above the scores would turn its rounding into a relative error of all.
+            const double sink = double(job_.sinks[head]) * 1.4426950408889634, peak = peak_[row] > sink ? peak_[row] : sink;
+            factor = float(__builtin_exp2(peak_[row] - peak));
+            total = total * factor + float(__builtin_exp2(sink - peak));
         }
         const Floats<Isa> normal = fill<Isa>(factor / total);
         T* to = static_cast<T*>(job_.out) + (token * job_.heads + head) * cache_.value_dim;

@@ -14,6 +14,8 @@ struct PairDot {
     static constexpr int k_per_step = 2, passes = 1;
     static constexpr int left_per_step = 2, right_per_step = panel_columns;
 
+    static INFERPLANE_INLINE Vector zero() { return fill_words<Isa>(0); }
+    static INFERPLANE_INLINE Vector as_vector(Words<Isa> words) { return words; }
     static INFERPLANE_INLINE Vector broadcast(const Left* left, int) {
         uint32_t pair;
         std::memcpy(&pair, left, sizeof pair);

@@ -100,18 +100,19 @@ template <class Isa, class T> void rope_tokens(const RopeJob& job, int64_t first
     }
 }
 
+// x / (1 + e^-exponent), with e^-|exponent| so that nothing overflows and the tail keeps its digits.
 template <class Isa> INFERPLANE_INLINE Floats<Isa> sigmoid_times(Floats<Isa> x, Floats<Isa> exponent) {
-    const Floats<Isa> one = fill<Isa>(1.0f);
-    return x / (one + exp(fill<Isa>(0.0f) - exponent));
+    const Floats<Isa> zero = fill<Isa>(0.0f), one = fill<Isa>(1.0f);
+    const Floats<Isa> small = exp(zero - absolute(exponent));
+    return x * where_less(exponent, zero, small, one) / (one + small);
 }
 
 template <class Isa, Activation kind> INFERPLANE_INLINE Floats<Isa> activate(Floats<Isa> x) {
     if constexpr (kind == Activation::silu) return sigmoid_times(x, x);
     if constexpr (kind == Activation::gelu) return x * fill<Isa>(0.5f) * erfc(x * fill<Isa>(-0.70710678118f));
-    // 0.5 (1 + tanh u) is the sigmoid of 2u, without cancellation.
+    // 0.5 (1 + tanh u) is the sigmoid of 2u, without cancellation; u = sqrt(2 / pi) (x + 0.044715 x^3).
     if constexpr (kind == Activation::gelu_tanh) {
-        const Floats<Isa> cubic = multiply_add(x * x, fill<Isa>(0.044715f), fill<Isa>(1.0f));
-        return sigmoid_times(x, x * cubic * fill<Isa>(1.59576912f));
+        return sigmoid_times(x, x * multiply_add(x * x, fill<Isa>(0.0713548163f), fill<Isa>(1.59576912f)));
     }
     if constexpr (kind == Activation::relu) return where_less(x, fill<Isa>(0.0f), fill<Isa>(0.0f), x);
 }

@@ -34,6 +34,8 @@ template <class Isa_, class W> struct Single {
     static constexpr int k_per_step = 1, passes = 1;
     static constexpr int left_per_step = 1, right_per_step = panel_columns;
 
+    static INFERPLANE_INLINE Vector zero() { return fill<Isa>(0.0f); }
+    static INFERPLANE_INLINE Vector as_vector(Words<Isa> words) { return as_floats(words); }
     static INFERPLANE_INLINE Vector broadcast(const Left* left, int) { return fill<Isa>(*left); }
     static INFERPLANE_INLINE Vector load_right(const Right* right, int) { return load<Isa>(right); }
     static INFERPLANE_INLINE Floats<Isa> multiply(Vector left, Vector right, Floats<Isa> sum) {

@@ -47,7 +47,8 @@ def cut(batch: Batch) -> Tiles:
     row = jnp.minimum(jnp.searchsorted(ends, index, side="right"), shape.rows - 1)
     lane = ((index - (ends - needed)[row]) * tile)[:, None] + jnp.arange(tile)
     used = lane < counts[row][:, None]
-    return Tiles(row, jnp.where(used, batch.starts[row][:, None] + lane, shape.tokens), (batch.lengths - counts)[row][:, None] + lane, used)
+    token = jnp.where(used, batch.starts[row][:, None] + lane, shape.tokens)
+    return Tiles(row, token, (batch.lengths - counts)[row][:, None] + lane, used)
 
 
 def write_kv(spec: WriteKV, k: jax.Array, v: jax.Array, cell: Any, batch: Batch) -> None:
@@ -84,7 +85,8 @@ def _walk(spec: Attention, q: jax.Array, tiles: Tiles, cell: Any, table: jax.Arr
         visible = _visible(spec, tiles.positions, place) & tiles.used[:, :, None]
         keys, values = _gathered(cell.k, blocks), _gathered(cell.v, blocks)
         values = jnp.where(visible.any(1)[:, None, :, None], values, 0)
-        scores = jnp.einsum("ntkgd,nksd->nkgts", q, keys.astype(q.dtype), precision=HIGHEST, preferred_element_type=F32) * spec.scale
+        scores = jnp.einsum("ntkgd,nksd->nkgts", q, keys.astype(q.dtype), precision=HIGHEST, preferred_element_type=F32)
+        scores = scores * spec.scale
         if spec.softcap is not None:
             scores = spec.softcap * jnp.tanh(scores / spec.softcap)
         scores = jnp.where(visible[:, None, None], scores, -jnp.inf)

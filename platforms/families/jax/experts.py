@@ -13,7 +13,7 @@ from .rows import F32, FORMULAS, HIGHEST
 
 
 def router(spec: Router, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """logits [tokens, experts] -> ids and weights [tokens, top_k]. Both gates rise with the logit, so logits are what is sorted."""
+    """logits [tokens, experts] -> ids and weights [tokens, top_k]. Gates rise with their logits, so these are sorted."""
     gates = 1 / (1 + jnp.exp(-logits)) if spec.sigmoid else jax.nn.softmax(logits, axis=-1)
     experts = jnp.argsort(-logits, axis=-1, stable=True)[..., : spec.top_k]
     weights = jnp.take_along_axis(gates, experts, axis=-1)

@@ -10,7 +10,8 @@ from . import attention, experts, rows, sample
 from .supports import float_dtype, fused, single
 
 EXACT: dict[str, Callable[..., Any]] = {
-    "embedding": rows.embedding, "take_rows": rows.take_rows, "add": rows.add, "multiply": rows.multiply, "write_kv": attention.write_kv,
+    "embedding": rows.embedding, "take_rows": rows.take_rows, "add": rows.add, "multiply": rows.multiply,
+    "write_kv": attention.write_kv,
 }
 """Picks and single roundings: nothing around a row can change its bits."""
 
@@ -20,7 +21,9 @@ ROUNDED: dict[str, Callable[..., Any]] = {
 }
 """XLA may fuse and tile these differently in each shape: no claim is made."""
 
-NORMS: dict[str, Callable[..., Any]] = {"rms_norm": rows.rms_norm, "layer_norm": rows.layer_norm, "add_rms_norm": rows.add_rms_norm}
+NORMS: dict[str, Callable[..., Any]] = {
+    "rms_norm": rows.rms_norm, "layer_norm": rows.layer_norm, "add_rms_norm": rows.add_rms_norm,
+}
 
 
 def kernels(device: Any) -> Sequence[Kernel]:

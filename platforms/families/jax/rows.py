@@ -10,7 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ....ops import (
-    DTYPES, Activation, Add, AddRmsNorm, Embedding, GatedActivation, LayerNorm, Linear, Multiply, RmsNorm, Rope, Scale, TakeRows,
+    DTYPES,
+    Activation,
+    Add,
+    AddRmsNorm,
+    Embedding,
+    GatedActivation,
+    LayerNorm,
+    Linear,
+    Multiply,
+    RmsNorm,
+    Rope,
+    Scale,
+    TakeRows,
 )
 
 F32 = jnp.float32

@@ -65,4 +65,5 @@ def _logprobs(logits: Array, tokens: Array, count: int) -> tuple[Array | None, A
         return None, None, None
     normal = jax.nn.log_softmax(logits, axis=-1)
     best = jnp.argsort(-logits, axis=-1, stable=True)[:, :count]
-    return jnp.take_along_axis(normal, tokens[:, None], axis=-1)[:, 0], best.astype(jnp.int32), jnp.take_along_axis(normal, best, axis=-1)
+    chosen = jnp.take_along_axis(normal, tokens[:, None], axis=-1)[:, 0]
+    return chosen, best.astype(jnp.int32), jnp.take_along_axis(normal, best, axis=-1)

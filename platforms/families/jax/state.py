@@ -53,18 +53,19 @@ class JaxState:
                         for name, one in group.arrays.items()
                     })
                 except RuntimeError as error:
-                    raise CapacityError(f"{count} blocks of state group {group.name!r} do not fit on {device}; ask for fewer: {error}") from error
+                    told = f"{count} blocks of state group {group.name!r} do not fit on {device}; ask for fewer"
+                    raise CapacityError(f"{told}: {error}") from error
         return cls(jnp.zeros(slots + 1, jnp.int32, device=device), cells)
 
     def __getitem__(self, layer: int) -> Cell:
         return self._cells[layer]
 
     def group(self, index: int) -> list[Arrays]:
-        """The arrays of a group's layers, in the order of the layers."""
-        return [cell.arrays for _, cell in sorted(self._cells.items()) if cell.group == index]
+        """The arrays of a group's layers, in the group's order."""
+        return [cell.arrays for cell in self._cells.values() if cell.group == index]
 
     def replace_group(self, index: int, arrays: Sequence[Arrays]) -> None:
-        cells = [cell for _, cell in sorted(self._cells.items()) if cell.group == index]
+        cells = [cell for cell in self._cells.values() if cell.group == index]
         for cell, new in zip(cells, arrays, strict=True):
             cell.__dict__.update(new)
 
@@ -73,8 +74,8 @@ class JaxState:
         self.last_token, self._cells = after.last_token, after._cells
 
     def tree_flatten(self) -> tuple[Any, Any]:
-        layers = tuple(sorted(self._cells))
-        return (self.last_token, [self._cells[i].arrays for i in layers]), tuple((i, self._cells[i].group) for i in layers)
+        arrays = [cell.arrays for cell in self._cells.values()]
+        return (self.last_token, arrays), tuple((layer, cell.group) for layer, cell in self._cells.items())
 
     @classmethod
     def tree_unflatten(cls, places: Any, children: Any) -> JaxState:

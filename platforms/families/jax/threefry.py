@@ -1,5 +1,7 @@
-"""Threefry-2x32-20 and its uniforms, equal to ops/threefry.py to the bit."""
+"""Threefry-2x32-20 and its uniforms, equal to ops/threefry.py to the bit; rolled up, for XLA is slow to compile it unrolled."""
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +15,18 @@ def threefry(key: Words, counter: Words) -> Words:
     """Two words of random bits for each broadcast (key, counter); int32 is read as 32 bits."""
     key0, key1, x0, x1 = (word.astype(jnp.uint32) for word in (*key, *counter))
     keys = (key0, key1, key0 ^ key1 ^ jnp.uint32(PARITY))
-    x0, x1 = x0 + keys[0], x1 + keys[1]
-    for group in range(5):
-        for rotation in ROTATIONS[group % 2]:
+
+    def four_rounds(group: jax.Array, carry: tuple[Words, tuple[jax.Array, ...], tuple[jax.Array, ...]]) -> Any:
+        (x0, x1), (now, then, later), (rotations, others) = carry
+        for rotation in rotations:
             x0 = x0 + x1
             x1 = ((x1 << rotation) | (x1 >> (32 - rotation))) ^ x0
-        x0 = x0 + keys[(group + 1) % 3]
-        x1 = x1 + keys[(group + 2) % 3] + jnp.uint32(group + 1)
-    return x0, x1
+        x1 = x1 + later + group.astype(jnp.uint32) + jnp.uint32(1)
+        return (x0 + then, x1), (then, later, now), (others, rotations)
+
+    x0, x1 = jnp.broadcast_arrays(x0 + keys[0], x1 + keys[1])
+    made: Words = jax.lax.fori_loop(0, 5, four_rounds, ((x0, x1), keys, tuple(jnp.array(r, jnp.uint32) for r in ROTATIONS)))[0]
+    return made
 
 
 def uniforms(seed_low: jax.Array, seed_high: jax.Array, index: jax.Array, position: jax.Array, vocab: int) -> jax.Array:

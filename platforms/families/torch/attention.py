@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ....ops import Attention, Batch, QkvRopeWrite, WriteKV
 from .ragged import Tiles, bound, cut
@@ -22,14 +23,14 @@ GATHERED_ELEMENTS = 2**25
 """Bound on the keys and values that one turn of the walk gathers."""
 
 
-def write_kv(spec: WriteKV, k: torch.Tensor, v: torch.Tensor, cell: Any, batch: Batch) -> None:
+def write_kv(spec: WriteKV, k: Tensor, v: Tensor, cell: Any, batch: Batch) -> None:
     slots, block_tokens = batch.groups[cell.group].slots, cell.k.shape[-2]
     block, offset = torch.div(slots, block_tokens, rounding_mode="floor"), slots % block_tokens
     cell.k[block, :, offset] = k.to(cell.k.dtype)
     cell.v[block, :, offset] = v.to(cell.v.dtype)
 
 
-def attention(spec: Attention, q: torch.Tensor, cell: Any, batch: Batch, sinks: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+def attention(spec: Attention, q: Tensor, cell: Any, batch: Batch, sinks: Sequence[Tensor] | None = None) -> Tensor:
     """q [tokens, heads, key_dim] -> [tokens, heads, value_dim]; tokens of no row give zeros."""
     tokens, shape = q.shape[0], batch.shape
     out = q.new_zeros(tokens + 1, spec.heads.size, spec.value_dim)
@@ -46,8 +47,8 @@ def attention(spec: Attention, q: torch.Tensor, cell: Any, batch: Batch, sinks: 
 
 
 def _walk(
-    spec: Attention, q: torch.Tensor, positions: torch.Tensor, tiles: Tiles, cell: Any, table: torch.Tensor, sinks: Any,
-) -> torch.Tensor:
+    spec: Attention, q: Tensor, positions: Tensor, tiles: Tiles, cell: Any, table: Tensor, sinks: Any,
+) -> Tensor:
     """q [tiles, tile, heads, key_dim] -> [tiles, tile, heads, value_dim] in float32."""
     count, tile = positions.shape
     kv_heads, block_tokens = cell.k.shape[1], cell.k.shape[-2]
@@ -82,17 +83,17 @@ def _walk(
     return made.permute(0, 3, 1, 2, 4).reshape(count, tile, spec.heads.size, spec.value_dim)
 
 
-def _by_head(q: torch.Tensor, kv_heads: int) -> torch.Tensor:
+def _by_head(q: Tensor, kv_heads: int) -> Tensor:
     """[tiles, tile, heads, dim] -> [tiles, kv_heads, group * tile, dim]."""
     return q.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
-def _gathered(array: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+def _gathered(array: Tensor, blocks: Tensor) -> Tensor:
     """[tiles, columns] block ids -> [tiles, kv_heads, columns * block_tokens, dim] in float32."""
     return array[blocks].transpose(1, 2).flatten(2, 3).float()
 
 
-def _seen_columns(spec: Attention, positions: torch.Tensor, columns: int, block_tokens: int) -> tuple[torch.Tensor, int]:
+def _seen_columns(spec: Attention, positions: Tensor, columns: int, block_tokens: int) -> tuple[Tensor, int]:
     """(first [tiles], how many) table columns that any query of a tile can see."""
     if spec.window is None:
         return torch.zeros_like(positions[:, 0]), columns
@@ -100,12 +101,12 @@ def _seen_columns(spec: Attention, positions: torch.Tensor, columns: int, block_
     return first, min(columns, (positions.shape[1] + spec.window - 2) // block_tokens + 2)
 
 
-def _visible(spec: Attention, positions: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+def _visible(spec: Attention, positions: Tensor, place: Tensor) -> Tensor:
     """[tiles, tile, keys]: causal, and within the window."""
     visible = place[:, None, :] <= positions[:, :, None]
     return visible if spec.window is None else visible & (place[:, None, :] > positions[:, :, None] - spec.window)
 
 
-def qkv_rope_write(spec: QkvRopeWrite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cell: Any, batch: Batch) -> torch.Tensor:
+def qkv_rope_write(spec: QkvRopeWrite, q: Tensor, k: Tensor, v: Tensor, cell: Any, batch: Batch) -> Tensor:
     write_kv(spec.write, rope(spec.key, k, batch), v, cell, batch)
     return rope(spec.query, q, batch)

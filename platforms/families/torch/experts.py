@@ -18,7 +18,7 @@ GATHERED_ELEMENTS = 2**27
 
 
 def router(spec: Router, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits [tokens, experts] -> ids and weights [tokens, top_k]. Both gates rise with the logit, so logits are what is sorted."""
+    """logits [tokens, experts] -> ids and weights [tokens, top_k]. Gates rise with their logits, so these are sorted."""
     gates = torch.sigmoid(logits) if spec.sigmoid else torch.softmax(logits, dim=-1)
     experts = torch.sort(logits, dim=-1, descending=True, stable=True).indices[..., : spec.top_k]
     weights = gates.gather(-1, experts)

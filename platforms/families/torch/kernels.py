@@ -23,7 +23,9 @@ ROUNDED: dict[str, Callable[..., Any]] = {
 }
 """Vectorised tails and products may round differently as a row's neighbours change: no claim is made."""
 
-NORMS: dict[str, Callable[..., Any]] = {"rms_norm": rows.rms_norm, "layer_norm": rows.layer_norm, "add_rms_norm": rows.add_rms_norm}
+NORMS: dict[str, Callable[..., Any]] = {
+    "rms_norm": rows.rms_norm, "layer_norm": rows.layer_norm, "add_rms_norm": rows.add_rms_norm,
+}
 
 
 def kernels(device: torch.device) -> Sequence[Kernel]:

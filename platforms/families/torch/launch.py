@@ -1,4 +1,4 @@
-"""How work is started in order and without waiting: a thread where torch computes on the host, the device's own queue elsewhere."""
+"""How work is started in order and without waiting: a thread where torch computes on the host, elsewhere the device's queue."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod

@@ -7,11 +7,10 @@ from math import sqrt
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ....ops import Activation, Add, AddRmsNorm, Embedding, GatedActivation, LayerNorm, Multiply, RmsNorm, Rope, Scale, TakeRows
 from .arrays import tensor
-
-Tensor = torch.Tensor
 
 
 def embedding(spec: Embedding, tokens: Tensor, weight: Sequence[Tensor]) -> Tensor:

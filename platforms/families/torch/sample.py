@@ -4,11 +4,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ....ops import Batch, Derive, Sample, Sampled, Sampling
 from .threefry import uniforms
-
-Tensor = torch.Tensor
 
 
 def derive(spec: Derive, batch: Batch, state: Any) -> Batch:

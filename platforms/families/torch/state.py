@@ -42,7 +42,8 @@ class TorchState:
                     for name, one in group.arrays.items()
                 }
             except RuntimeError as error:
-                raise CapacityError(f"{count} blocks of state group {group.name!r} do not fit on {device}; ask for fewer: {error}") from error
+                told = f"{count} blocks of state group {group.name!r} do not fit on {device}; ask for fewer"
+                raise CapacityError(f"{told}: {error}") from error
             self.groups.append(arrays)
             for place, layer in enumerate(group.layers):
                 if layer in self._cells:

@@ -5,13 +5,14 @@ Words are int64 with the high half masked off: no device lacks that, and several
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ....ops.threefry import PARITY, ROTATIONS
 
 MASK = 0xFFFFFFFF
 
 
-def threefry(key: tuple[torch.Tensor, torch.Tensor], counter: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Two words of random bits for each broadcast (key, counter); int32 and int64 are both read as 32 bits."""
     key0, key1, x0, x1 = (word.long() & MASK for word in (*key, *counter))
     keys = (key0, key1, key0 ^ key1 ^ PARITY)
@@ -25,7 +26,7 @@ def threefry(key: tuple[torch.Tensor, torch.Tensor], counter: tuple[torch.Tensor
     return x0, x1
 
 
-def uniforms(seed_low: torch.Tensor, seed_high: torch.Tensor, index: torch.Tensor, position: torch.Tensor, vocab: int) -> torch.Tensor:
+def uniforms(seed_low: Tensor, seed_high: Tensor, index: Tensor, position: Tensor, vocab: int) -> Tensor:
     """[samples, vocab] float32, from [samples] of each argument: one number per token id, tokens 2i and 2i + 1 of counter i."""
     low, high = threefry((seed_low, seed_high), (index, position))
     pairs = torch.arange((vocab + 1) // 2, device=low.device)

@@ -1,0 +1,121 @@
+"""How an op's case runs: cold, warm and again, strided, poisoned, permuted, alone; each against float64 or to the bit."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..ops import DTYPES, Kernel, tolerance
+from .address import Address
+from .case import Failed, Unsupported
+from .oracle import Expected
+from .problem import Array, Problem
+from .rig import Answer, Rig, expect_same
+
+
+def judge(problem: Problem, address: Address, rig: Rig) -> tuple[str, ...]:
+    """Every kernel of the platform that supports the spec; their names. Raises `Failed` or `Unsupported`."""
+    kernels = rig.supporting(problem.spec)
+    if problem.paged is not None and problem.paged.group.block_tokens not in (known := rig.platform.capabilities.block_tokens):
+        raise Unsupported(f"capabilities: blocks of {', '.join(map(str, known))} tokens")
+    expected = rig.oracle.expected(problem, address)
+    for kernel in kernels:
+        try:
+            _judge(problem, address, kernel, rig, expected)
+        except Failed as reason:
+            raise Failed(f"{kernel.name}: {reason}") from None
+    return tuple(kernel.name for kernel in kernels)
+
+
+def _judge(problem: Problem, address: Address, kernel: Kernel, rig: Rig, expected: Expected) -> None:
+    random = address.random()
+    cold = problem if problem.paged is None else problem.with_memory(problem.paged.poisoned(np.nan, random))
+    run = rig.runner(kernel, cold)
+    first = run(cold)
+    compare(problem, first, expected)
+    expect_same("a second call", run(cold).results, first.results)
+    expect_same("a third call, compiled anew", rig.runner(kernel, cold)(cold).results, first.results)
+    if problem.arrays and any(array.size for array in problem.arrays):
+        _compare_bits_or_class("on strided inputs", problem, kernel, rig.runner(kernel, cold, strided=True)(cold), first, expected)
+    if problem.paged is not None:
+        _judge_paged(cold, kernel, run, first, random)
+    if problem.alone is not None:
+        _judge_alone(problem, kernel, rig, first)
+
+
+def _judge_paged(problem: Problem, kernel: Kernel, run: Callable[[Problem], Answer], first: Answer, random: np.random.Generator) -> None:
+    assert problem.paged is not None
+    garbage = run(problem.with_memory(problem.paged.poisoned(None, random)))
+    expect_same("with finite garbage instead of NaN in slots that no row may read", garbage.results, first.results)
+    order = np.concatenate([[0], 1 + random.permutation(len(problem.paged.live) - 1)])
+    moved = problem.moved(order)
+    expect_same("with its blocks elsewhere", run(moved).results, first.results)
+    check_memory(problem, first)
+    check_memory(moved, run(moved))
+
+
+def _judge_alone(problem: Problem, kernel: Kernel, rig: Rig, first: Answer) -> None:
+    """Each row alone: to the bit where the kernel promises it, within the op's class otherwise."""
+    assert problem.alone is not None
+    for row in range(problem.rows):
+        alone, places = problem.alone(row)
+        answer = rig.runner(kernel, alone)(alone)
+        if kernel.batch_invariant:
+            expect_same(f"row {row} alone", answer.results, [result[places] for result in first.results])
+        else:
+            compare(alone, answer, rig.oracle.compute(alone))
+
+
+def _compare_bits_or_class(what: str, problem: Problem, kernel: Kernel, answer: Answer, first: Answer, expected: Expected) -> None:
+    try:
+        if kernel.batch_invariant:
+            expect_same(what, answer.results, first.results)
+        else:
+            compare(problem, answer, expected)
+    except Failed as reason:
+        raise Failed(f"{what}: {reason}") from None
+
+
+def compare(problem: Problem, answer: Answer, expected: Expected) -> None:
+    """Each result within its op's class of the oracle's."""
+    if len(answer.results) != len(expected.results):
+        raise Failed(f"gave {len(answer.results)} results instead of {len(expected.results)}")
+    for place, (found, wanted, dtype) in enumerate(zip(answer.results, expected.results, expected.dtypes, strict=True)):
+        reason = _reason(problem, place, found, wanted, dtype, expected)
+        if reason is not None:
+            raise Failed(f"result {place} {reason}" if len(expected.results) > 1 else f"the result {reason}")
+
+
+def _reason(problem: Problem, place: int, found: Array, wanted: Array, dtype: str, expected: Expected) -> str | None:
+    if found.dtype != DTYPES[dtype]:
+        return f"is {found.dtype.name} instead of {dtype}"
+    if wanted.dtype.kind in "iu" or problem.spec.tolerance.kind == "exact":
+        return tolerance.exact(found, wanted.astype(DTYPES[dtype]))
+    if not wanted.size:
+        return None if found.shape == wanted.shape else f"has shape {list(found.shape)} instead of {list(wanted.shape)}"
+    kind = problem.spec.tolerance
+    if kind.kind == "naive_relative" and expected.naive is not None:
+        return tolerance.naive_relative(found, expected.naive[place], wanted, factor=kind.factor)
+    depth = kind.depth if kind.kind == "elementwise" else SAMPLE_DEPTH
+    return tolerance.within(found, wanted, depth=depth, magnitude=None if expected.magnitude is None else expected.magnitude[place])
+
+
+SAMPLE_DEPTH = 64
+"""Float32 roundings allowed in the log-probabilities that `sample` tells."""
+
+
+def check_memory(problem: Problem, answer: Answer) -> None:
+    """What the op wrote is what the oracle wrote; every other slot but the null block's kept its bits."""
+    assert problem.paged is not None
+    arguments, cell, _ = problem.host_arguments()
+    if problem.paged.written.any():
+        problem.spec.reference(*arguments)
+    for name, array in answer.blocks.items():
+        wanted = getattr(cell, name)
+        for what, mask in (("a slot that was to be written", problem.paged.written), ("a slot that was not its to write", ~problem.paged.written)):
+            places = mask.copy()
+            places[0] = False
+            found, right = (values.transpose(0, 2, 1, 3)[places] for values in (array, wanted))
+            reason = tolerance.exact(found, np.ascontiguousarray(right))
+            if reason is not None:
+                raise Failed(f"{what} of {name} {reason}")

@@ -1,0 +1,108 @@
+"""One op with its inputs, on the host: what a kernel is given, and what the oracle says to it."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from ..ops import Packed, Spec, StateGroup, unpack
+
+Array = np.ndarray[Any, Any]
+
+
+class Given(Enum):
+    """Arguments that are not arrays of the problem's own."""
+
+    WEIGHT = "weight"
+    BATCH = "batch"
+    CELL = "cell"
+    STATE = "state"
+    SAMPLING = "sampling"
+
+
+@dataclass(frozen=True)
+class Paged:
+    """The KV memory around a problem: one group of one layer, `blocks` blocks with null block 0.
+
+    arrays: name -> [blocks, kv_heads, block_tokens, dim]. live [blocks, block_tokens]: which slots hold something that
+    may be read; all others are poisoned. written: slots that the op writes.
+    """
+
+    group: StateGroup
+    arrays: Mapping[str, Array]
+    live: Array
+    written: Array
+
+    def poisoned(self, value: float | None, random: np.random.Generator) -> Paged:
+        """The same memory with its dead slots set to `value`, or to finite garbage (None)."""
+        arrays = {}
+        for name, array in self.arrays.items():
+            fill = np.full(array.shape, value) if value is not None else random.normal(0, 1e3, array.shape)
+            arrays[name] = np.where(self.live[:, None, :, None], array, fill.astype(array.dtype))
+        return replace(self, arrays=arrays)
+
+    def moved(self, order: Array) -> Paged:
+        """Block b moves to order[b]."""
+        def placed(array: Array) -> Array:
+            out = np.empty_like(array)
+            out[order] = array
+            return out
+
+        return replace(self, arrays={name: placed(array) for name, array in self.arrays.items()},
+                       live=placed(self.live), written=placed(self.written))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`spec` on `arguments`: host arrays, and `Given` for the rest."""
+
+    spec: Spec
+    arguments: tuple[Any, ...]
+    weight: tuple[Array, ...] = ()
+    packed: Packed | None = None
+    paged: Paged | None = None
+    last_token: Array | None = None
+    """[slots + 1] int32: the state's last tokens before the step."""
+    naive: Callable[..., Any] | None = None
+    """A plain evaluation in the problem's own dtype, called as the reference is: for composites."""
+    rows: int = 0
+    """Rows that can be tried alone."""
+    alone: Callable[[int], tuple[Problem, Any]] | None = None
+    """row -> (the problem of that row alone, where its results lie in the whole's)."""
+    view: Callable[[Any], Any] = lambda result: result
+    """The arrays of a result that is more than arrays."""
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        return tuple(argument for argument in self.arguments if isinstance(argument, np.ndarray))
+
+    def with_memory(self, paged: Paged) -> Problem:
+        return replace(self, paged=paged)
+
+    def moved(self, order: Array) -> Problem:
+        """Block b of the memory lies at order[b], and every table and slot says so."""
+        assert self.packed is not None and self.paged is not None
+        packed = self.packed._replace(integers=self.packed.integers.copy())
+        rows = unpack(*packed)[0].groups[0]
+        size = self.paged.group.block_tokens
+        rows.table[:] = order[rows.table]
+        rows.slots[:] = order[rows.slots // size] * size + rows.slots % size
+        return replace(self, packed=packed, paged=self.paged.moved(order))
+
+    def fill(self, given: Mapping[Given, Any], arrays: tuple[Any, ...]) -> list[Any]:
+        """The arguments in their order, from a platform's own arrays."""
+        left = iter(arrays)
+        return [given[argument] if isinstance(argument, Given) else next(left) for argument in self.arguments]
+
+    def host_arguments(self) -> tuple[list[Any], Any, Any]:
+        """(arguments for the reference, its cell, its state); the cell and the state are copies that it may write."""
+        cell = SimpleNamespace(group=0, **{name: array.copy() for name, array in (self.paged.arrays if self.paged else {}).items()})
+        state = SimpleNamespace(last_token=None if self.last_token is None else self.last_token.copy())
+        given = {Given.WEIGHT: self.weight, Given.CELL: cell, Given.STATE: state, Given.BATCH: None, Given.SAMPLING: None}
+        if self.packed is not None:
+            given[Given.BATCH], given[Given.SAMPLING] = unpack(*self.packed)
+        return self.fill(given, self.arrays), cell, state

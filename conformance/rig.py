@@ -1,0 +1,159 @@
+"""A platform on the test bench: one op at a time through the contract alone, and a problem's whole life."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..core.localize import Mesh, local_spec
+from ..core.resolve import BoundOps, Choice, Resolution
+from ..errors import ResolutionError
+from ..ops import DEFAULTS, BatchShape, Kernel, Packed, Spec, StateArray, StateGroup, empty
+from ..platforms import registry
+from ..platforms.contract import Platform
+from .case import Failed, Unsupported
+from .oracle import Oracle
+from .problem import Array, Given, Problem
+
+IDLE = BatchShape(tokens=1, rows=1, samples=1, blocks=(1,), longest_query=1)
+NO_GROUP = StateGroup("none", (0,), {"k": StateArray(1, 1, "float32"), "v": StateArray(1, 1, "float32")})
+
+
+@dataclass
+class Answer:
+    """What one run gave, on the host: the op's results, and the state behind it."""
+
+    results: list[Array]
+    blocks: dict[str, Array] = field(default_factory=dict)
+    """name -> [blocks, kv_heads, block_tokens, dim]"""
+
+
+class Rig:
+    """One platform. Kernels of installed packs come first, as in serving."""
+
+    def __init__(self, platform: Platform, oracle: Oracle | None = None) -> None:
+        self.platform = platform
+        self.oracle = oracle or Oracle()
+        packs = registry.kernel_packs(platform.name)
+        self.kernels = [kernel for pack in packs for kernel in pack.kernels] + list(platform.kernels())
+
+    def supporting(self, spec: Spec) -> list[Kernel]:
+        """Every kernel that says yes. Raises `Unsupported` with all reasons if none does, and checks that binding is refused."""
+        offered = [kernel for kernel in self.kernels if kernel.op == spec.op]
+        reasons = [(kernel, kernel.supports(spec)) for kernel in offered]
+        for kernel, reason in reasons:
+            if reason is not None:
+                self._check_refusal(spec, kernel, reason)
+        yes = [kernel for kernel, reason in reasons if reason is None]
+        if not yes and spec.op in DEFAULTS:
+            return [self._composed(spec)]
+        if not yes:
+            raise Unsupported("; ".join(f"{kernel.name}: {reason}" for kernel, reason in reasons) or f"no kernel for {spec.op}")
+        return yes
+
+    def _composed(self, spec: Spec) -> Kernel:
+        """The default composition as if it were a kernel, over the first supporting kernel of each part."""
+        default = DEFAULTS[spec.op]
+        choices = {part: Choice(part, part, self.supporting(part)[0], (), 1) for part in default.requires(spec)}
+        ops = BoundOps(Resolution(choices))
+        return Kernel(spec.op, "composed", lambda _: None, lambda op, *arrays: default.run(ops, op, *arrays))
+
+    def _check_refusal(self, spec: Spec, kernel: Kernel, reason: str) -> None:
+        if not isinstance(reason, str) or len(reason.strip()) < 4:
+            raise Failed(f"{kernel.name} says {reason!r} to {spec}; a refusal is a reason that a person can read")
+        try:
+            BoundOps(Resolution({spec: Choice(spec, spec, kernel, (), 1)}))
+        except ResolutionError:
+            return
+        raise Failed(f"{kernel.name} refuses {spec.op} ({reason}) and can be bound to it all the same")
+
+    def prepare(self, kernel: Kernel, problem: Problem) -> Any:
+        if kernel.prepare is not None:
+            return kernel.prepare(problem.spec, list(problem.weight))
+        return tuple(self.platform.put(part) for part in problem.weight)
+
+    def runner(self, kernel: Kernel, problem: Problem, *, strided: bool = False) -> Callable[[Problem], Answer]:
+        """A compiled step that runs `kernel` on problems of this shape. strided: arrays come as slices of larger ones."""
+        spec = local_spec(problem.spec, Mesh.single())
+        weight = self.prepare(kernel, problem) if problem.weight else ()
+        packed = problem.packed or _idle()
+
+        def step(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
+            arrays = tuple(_inner(array) if wide else array for array, wide in zip(weights["arrays"], wides, strict=True))
+            given = {Given.WEIGHT: weights["weight"], Given.BATCH: batch, Given.SAMPLING: sampling, Given.CELL: state[0], Given.STATE: state}
+            result = problem.view(kernel.run(spec, *problem.fill(given, arrays)))
+            return tuple(part for part in (result if isinstance(result, tuple) else (result,)) if part is not None)
+
+        wides = [strided and array.ndim > 0 and array.shape[-1] > 0 for array in problem.arrays]
+        compiled = self.platform.compile(step, packed.shape)
+
+        def run(one: Problem) -> Answer:
+            hosts = [_outer(array) if wide else array for array, wide in zip(one.arrays, wides, strict=True)]
+            arrays = tuple(self.platform.put(host) for host in hosts)
+            state = self._state(one)
+            pending = self.platform.submit(compiled, {"arrays": arrays, "weight": weight}, state, one.packed or _idle())
+            results = [np.asarray(part) for part in pending.result()]
+            for host, array in zip(hosts, arrays, strict=True):
+                if not _same(self.platform.fetch(array), host):
+                    raise Failed(f"{kernel.name} changed one of its inputs")
+            return Answer(results, self._blocks(one, state))
+
+        return run
+
+    def _state(self, problem: Problem) -> Any:
+        if problem.paged is None:
+            return self.platform.allocate([NO_GROUP], [2], slots=_slots(problem))
+        paged = problem.paged
+        state = self.platform.allocate([paged.group], [len(paged.live)], slots=_slots(problem))
+        canonical = {name: array.transpose(1, 0, 2, 3).reshape(1, array.shape[1], -1, array.shape[3]) for name, array in paged.arrays.items()}
+        self.platform.write_blocks(state, 0, range(len(paged.live)), canonical)
+        return state
+
+    def _blocks(self, problem: Problem, state: Any) -> dict[str, Array]:
+        if problem.paged is None:
+            return {}
+        count = len(problem.paged.live)
+        read = self.platform.read_blocks(state, 0, range(count))
+        return {
+            name: array[0].reshape(array.shape[1], count, -1, array.shape[3]).transpose(1, 0, 2, 3)
+            for name, array in read.items()
+        }
+
+
+def _slots(problem: Problem) -> int:
+    return 1 if problem.last_token is None else len(problem.last_token) - 1
+
+
+def _idle() -> Packed:
+    packed, _, _ = empty(IDLE)
+    return packed
+
+
+def _outer(array: Array) -> Array:
+    """The array inside a larger one, offset by one and with a longer stride; the rest is NaN."""
+    filler = np.nan if array.dtype.kind == "f" or array.dtype.name in ("bfloat16", "float8_e4m3fn") else 0
+    outer = np.full((*array.shape[:-1], array.shape[-1] + 3), filler, array.dtype)
+    outer[..., 1:-2] = array
+    return outer
+
+
+def _inner(array: Any) -> Any:
+    return array[..., 1:-2]
+
+
+def _same(a: Array, b: Array) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def expect_same(what: str, found: Sequence[Array], expected: Sequence[Array]) -> None:
+    """Raise `Failed` unless all bits agree."""
+    for place, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if not _same(a, b):
+            differing = "shape or dtype" if a.shape != b.shape or a.dtype != b.dtype else f"{int(np.sum(_bits(a) != _bits(b)))} of {a.size} values"
+            raise Failed(f"{what}: result {place} differs in {differing}")
+
+
+def _bits(array: Array) -> Array:
+    return np.ascontiguousarray(array).view(f"u{array.itemsize}")

@@ -1,0 +1,68 @@
+"""The README's commands do what it says, as they stand there."""
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TOML = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+PROMISED = re.findall(r"It says `(.*?)`", README)[0]
+INSTALL, TEST, *_ = (block.strip() for block in COMMANDS)
+
+
+def test_the_first_command_installs_and_answers() -> None:
+    assert INSTALL.startswith("pip install . && inferplane generate ")
+
+
+def test_ci_runs_the_second_command_as_it_stands() -> None:
+    assert f"\n{TEST}\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")]
+    broken = [
+        f"{page.relative_to(ROOT)}: {link}"
+        for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / link).exists()
+    ]
+    assert not broken, broken
+
+
+def test_the_settings_file_is_accepted(tmp_path: Path) -> None:
+    from inferplane.core.config import EngineConfig, read_file
+
+    [text] = TOML
+    file = tmp_path / "settings.toml"
+    file.write_text(text, encoding="utf-8")
+    config = EngineConfig.from_kwargs(**read_file(file))
+    assert (config.execution.platform, config.scheduling.max_num_seqs) == ("cpu", 32)
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    [code] = PYTHON
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_the_first_command_works_in_a_fresh_environment(tmp_path: Path) -> None:
+    """Everything from an empty virtual environment to an answer from the embedded model."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("INFERPLANE_", "VIRTUAL_ENV", "PYTHON"))}
+    variables = {**kept, "PATH": f"{tmp_path / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-e", "-c", INSTALL], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == PROMISED
