@@ -58,7 +58,7 @@ class Capabilities:
 
     dtypes: tuple[str, ...]
     """What a model may compute in, the preferred one first."""
-    block_tokens: tuple[int, ...] = (16, 32, 64)
+    block_tokens: tuple[int, ...] = (16, 32, 64, 128, 256, 8, 1)
     """Sizes of a KV block, the preferred one first."""
     schemes: tuple[str, ...] = ()
     """Quantization schemes of weights."""

@@ -302,7 +302,7 @@ def test_a_stop_token_ends_and_is_told(llm: LLM) -> None:
 
 def stops(text: str) -> Iterator[str]:
     """Pieces of a text, short and long, that begin anywhere in a token."""
-    for start in range(1, len(text) - 10, 9):
+    for start in range(1, len(text) - 10, 5):
         yield from (text[start : start + length] for length in (1, 3, 8))
 
 
@@ -311,7 +311,7 @@ def test_a_stop_string_ends_where_it_begins_and_never_shows(llm: LLM, included: 
     params = replace(WILD, max_tokens=24)
     [whole] = llm.generate(TEXT, params)[0].outputs
     found = list(stops(whole.text))
-    assert len(found) > 15
+    assert len(found) > 9
     for stop in found:
         at = whole.text.index(stop)
         kept = whole.text[: at + len(stop) if included else at]
@@ -445,7 +445,7 @@ def test_an_interrupt_aborts_what_was_asked_and_the_engine_goes_on(llm: LLM) -> 
 
 
 @pytest.mark.parametrize("platform", ["reference", "cpu"])
-def test_closing_ends_whoever_waits(small_models: ModuleType, platform: str) -> None:
+def test_closing_ends_whoever_waits(platform: str) -> None:
     llm = LLM(platform=platform, dtype="float32")
     begun, errors = threading.Semaphore(0), SimpleQueue()
 
@@ -482,7 +482,7 @@ def test_closing_ends_whoever_waits(small_models: ModuleType, platform: str) -> 
 def assert_closed(llm: LLM) -> None:
     llm.close()
     llm.engine.abort("whatever")
-    for call in (lambda: llm.generate("a"), llm.stats, lambda: next(llm.stream("a"))):
+    for call in (lambda: llm.generate([3]), llm.stats, lambda: next(llm.stream([3]))):
         with pytest.raises(EngineError, match="the engine is closed; make a new one"):
             call()
 

@@ -188,9 +188,10 @@ def test_a_plugin_that_cannot_be_loaded_keeps_its_reason(source: str, said: str,
 
 
 @pytest.mark.parametrize(("source", "said"), [
-    pytest.param(platform_source().replace("return Avail", "raise OSError('no bus') or Avail"), "its probe failed: OSError: no bus",
-                 id="probe"),
-    pytest.param(platform_source().replace("super().__init__", "self.missing"), "failed while starting: AttributeError", id="start"),
+    pytest.param(platform_source().replace("return Avail", "raise OSError('no bus') or Avail"),
+                 "its probe failed: OSError: no bus", id="probe"),
+    pytest.param(platform_source().replace("super().__init__", "self.missing"),
+                 "failed while starting: AttributeError", id="start"),
     pytest.param(platform_source().replace("HostPlatform)", "Platform)").replace("import Avail", "import Platform, Avail"),
                  "failed while starting: TypeError: .*abstract", id="unfinished"),
 ])

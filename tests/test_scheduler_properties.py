@@ -186,9 +186,10 @@ class Serving(RuleBasedStateMachine):
                 self.alive[request.key] = request
                 self.drawn[request.key] = 0
 
-    @rule(prompt=st.sampled_from([[0] * 14, [0, 1] * 6, [0] * 11, [0] * 9]), n=st.integers(2, 4))
-    def add_many_alike(self, prompt, n) -> None:
-        for request in expand(f"alike {self.now}", prompt, SamplingParams(n=n, max_tokens=6), eos_ids=[], max_model_len=CONTEXT):
+    @rule(prompt=st.sampled_from([[0] * 14, [0, 1] * 6, [0] * 11, [0] * 9]), n=st.integers(2, 4), salt=st.sampled_from(SALTS))
+    def add_many_alike(self, prompt, n, salt) -> None:
+        params = SamplingParams(n=n, max_tokens=6)
+        for request in expand(f"alike {self.now}", prompt, params, eos_ids=[], max_model_len=CONTEXT, salt=salt):
             if self.both("add", request) is None:
                 self.alive[request.key] = request
                 self.drawn[request.key] = 0

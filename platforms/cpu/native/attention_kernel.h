@@ -42,9 +42,9 @@ template <class P, class T> class AttentionBlock {
     void carve_scratch();
     void stage_queries();
     void locate(int64_t start, Keys& keys) const;
-    void prefetch(const Keys& keys) const;
-    void pack_keys(const Keys& keys);
-    bool pack_values(const Keys& keys, Range range);
+    void prefetch(const Keys& keys, int64_t first, int64_t last) const;
+    void pack_keys(const Keys& keys, const Keys& next);
+    bool pack_values(const Keys& keys, Range range, const Keys& next);
     void attend_apart(int64_t first, const Keys& keys);
     void attend(int64_t first, int64_t last, int64_t start);
     void softmax(int64_t row, const float* scores, Left* weights, Range range);
@@ -59,6 +59,7 @@ template <class P, class T> class AttentionBlock {
     Right *keys_, *values_;
     float *scores_, *out_, *peak_, *total_;
     int64_t* position_;  // [rows]
+    T* zeros_;           // [value_dim]: what an unseen key's values read as
 };
 
 template <class P, class T>
@@ -76,12 +77,12 @@ template <class P, class T> void AttentionBlock<P, T>::carve_scratch() {
         rows_ * query_stride_ * int64_t(sizeof(Left)), Isa::tile_rows * key_tile * int64_t(sizeof(Left)),
         round_up(key_steps_, lanes) * key_tile * int64_t(sizeof(Right)), panels_ * value_steps * panel_columns * int64_t(sizeof(Right)),
         Isa::tile_rows * key_tile * int64_t(sizeof(float)), panels_ * rows_ * panel_columns * int64_t(sizeof(float)),
-        rows_ * int64_t(sizeof(float)), rows_ * lanes * int64_t(sizeof(float)), rows_ * int64_t(sizeof(int64_t))};
+        rows_ * int64_t(sizeof(float)), rows_ * lanes * int64_t(sizeof(float)), rows_ * int64_t(sizeof(int64_t)), panels_ * panel_columns * int64_t(sizeof(T))};
     int64_t bytes = 0;
     for (int64_t size : sizes) bytes += round_up(size, cache_line_bytes);
     char* at = scratch.get<char>(bytes);
-    char* parts[9];
-    for (int i = 0; i < 9; ++i) {
+    char* parts[10];
+    for (int i = 0; i < 10; ++i) {
         parts[i] = at;
         at += round_up(sizes[i], cache_line_bytes);
     }
@@ -94,6 +95,8 @@ template <class P, class T> void AttentionBlock<P, T>::carve_scratch() {
     peak_ = reinterpret_cast<float*>(parts[6]);
     total_ = reinterpret_cast<float*>(parts[7]);
     position_ = reinterpret_cast<int64_t*>(parts[8]);
+    zeros_ = reinterpret_cast<T*>(parts[9]);
+    __builtin_memset(zeros_, 0, sizes[9]);
 }
 
 template <class P, class T>
@@ -140,13 +143,16 @@ template <class P, class T> void AttentionBlock<P, T>::locate(int64_t start, Key
     for (int64_t i = keys.seen.high; i < key_tile; ++i) keys.token[i] = keys.token[keys.seen.low];
 }
 
-template <class P, class T> void AttentionBlock<P, T>::prefetch(const Keys& keys) const {
+// Keys [first, last) of the tile that comes next, a few at a time between the packing of this one:
+// a burst would fill the core's miss buffers and stall it.
+template <class P, class T>
+INFERPLANE_INLINE void AttentionBlock<P, T>::prefetch(const Keys& keys, int64_t first, int64_t last) const {
     const int64_t key_bytes = cache_.key_dim * int64_t(sizeof(T)), value_bytes = cache_.value_dim * int64_t(sizeof(T));
-    for (int64_t i = keys.seen.low; i < keys.seen.high; ++i) {
+    for (int64_t i = first; i < last && i < keys.seen.high; ++i) {
         const char* key = static_cast<const char*>(job_.k_cache) + keys.token[i] * key_bytes;
         const char* value = static_cast<const char*>(job_.v_cache) + keys.token[i] * value_bytes;
-        for (int64_t byte = 0; byte < key_bytes; byte += 64) Isa::prefetch(key + byte);
-        for (int64_t byte = 0; byte < value_bytes; byte += 64) Isa::prefetch(value + byte);
+        for (int64_t byte = 0; byte < key_bytes; byte += cache_line_bytes) Isa::prefetch(key + byte);
+        for (int64_t byte = 0; byte < value_bytes; byte += cache_line_bytes) Isa::prefetch(value + byte);
     }
 }
 
@@ -164,7 +170,7 @@ template <class P, class T> INFERPLANE_INLINE Words<typename P::Isa> load_steps(
 }
 
 // Keys become columns: sixteen keys by sixteen steps at a time.
-template <class P, class T> void AttentionBlock<P, T>::pack_keys(const Keys& keys) {
+template <class P, class T> void AttentionBlock<P, T>::pack_keys(const Keys& keys, const Keys& next) {
     constexpr int64_t dims = lanes * P::k_per_step;
     const T* cache = static_cast<const T*>(job_.k_cache);
     for (int64_t key = 0; key < key_tile; key += lanes) {
@@ -179,39 +185,42 @@ template <class P, class T> void AttentionBlock<P, T>::pack_keys(const Keys& key
             Isa::transpose(rows);
             for (int i = 0; i < lanes; ++i) store_words(keys_ + (step + i) * key_tile + key, rows[i]);
         }
+        prefetch(next, key / 2, key / 2 + lanes / 2);
     }
 }
 
-// One step's sixteen dims: values of a key, or a pair of keys side by side in 32 bits; null stands for zeros.
+// One step's sixteen dims: values of a key, or those of a pair of keys side by side in 32 bits.
 template <class P, class T> INFERPLANE_INLINE Words<typename P::Isa> value_step(const T* even, const T* odd, int64_t dims) {
     using Isa = typename P::Isa;
-    const Words<Isa> zero = fill_words<Isa>(0);
-    const Words<Isa> first = even ? as_words(load_upto<Isa>(even, dims)) : zero;
+    const Words<Isa> first = as_words(load_upto<Isa>(even, dims));
     if constexpr (P::k_per_step == 1) return first;
-    return shift_right(first, 16) | (odd ? as_words(load_upto<Isa>(odd, dims)) : zero);
+    return shift_right(first, 16) | as_words(load_upto<Isa>(odd, dims));
 }
 
-// Values of the keys in `range`, zero for their partners outside it; says whether all are finite.
-template <class P, class T> bool AttentionBlock<P, T>::pack_values(const Keys& keys, Range range) {
+// Values of the keys in `range`, zeros for others up to its end; says whether all are finite.
+template <class P, class T> bool AttentionBlock<P, T>::pack_values(const Keys& keys, Range range, const Keys& next) {
     const T* cache = static_cast<const T*>(job_.v_cache);
-    const auto value = [&](int64_t key) -> const T* {
-        return key >= range.low && key < range.high ? cache + keys.token[key] * cache_.value_dim : nullptr;
+    const auto value = [&](int64_t key) {
+        return key >= range.low && key < range.high ? cache + keys.token[key] * cache_.value_dim : zeros_;
     };
     const typename P::Vector nothing = P::zero();
-    Floats<Isa> probe[4];  // 0 * infinity = NaN
+    Floats<Isa> probe[panel_columns / lanes];  // 0 * infinity = NaN
     for (Floats<Isa>& p : probe) p = fill<Isa>(0.0f);
     for (int64_t step = 0; step * P::k_per_step < range.high; ++step) {
-        const T* even = value(step * P::k_per_step);
-        const T* odd = P::k_per_step == 2 ? value(step * P::k_per_step + 1) : even;
-        const bool whole = even && odd;
-        for (int64_t d = 0; d < cache_.value_dim; d += lanes) {
-            const int64_t left = cache_.value_dim - d;
-            Right* to = values_ + (d / panel_columns * value_steps + step) * panel_columns + d % panel_columns;
-            const Words<Isa> made = whole && left >= lanes ? value_step<P>(even + d, odd + d, lanes)
-                                                           : value_step<P>(even ? even + d : nullptr, odd ? odd + d : nullptr, left);
-            store_words(to, made);
-            probe[d / lanes % 4] = P::multiply(nothing, P::as_vector(made), probe[d / lanes % 4]);
+        const T *even = value(step * P::k_per_step), *odd = value(step * P::k_per_step + P::k_per_step - 1);
+        for (int64_t panel = 0; panel < panels_; ++panel, even += panel_columns, odd += panel_columns) {
+            Right* to = values_ + (panel * value_steps + step) * panel_columns;
+            const int64_t dims = cache_.value_dim - panel * panel_columns;
+            for (int j = 0; j < panel_columns / lanes; ++j) {
+                const int64_t left = dims - j * lanes;
+                if (left <= 0) break;
+                const Words<Isa> made = value_step<P>(even + j * lanes, odd + j * lanes, left);
+                store_words(to + j * lanes, made);
+                probe[j] = P::multiply(nothing, P::as_vector(made), probe[j]);
+            }
         }
+        const int64_t ahead = key_tile / 2 + step * key_tile / 2 / value_steps;
+        prefetch(next, ahead, key_tile / 2 + (step + 1) * key_tile / 2 / value_steps);
     }
     return sum(probe[0] + probe[1] + (probe[2] + probe[3])) == 0.0f;
 }
@@ -292,7 +301,7 @@ template <class P, class T> void AttentionBlock<P, T>::attend_apart(int64_t firs
         while (next < rows_ && position_[next] == position_[row]) ++next;
         const Range range = visible(row, keys.start);
         if (range.low >= range.high) continue;
-        pack_values(keys, range);
+        pack_values(keys, range, Keys{});
         attend(row, next, keys.start);
     }
 }
@@ -304,12 +313,11 @@ template <class P, class T> void AttentionBlock<P, T>::run() {
     locate(begin, keys[0]);
     int64_t row = 0;
     for (int64_t start = begin, turn = 0; start < end; start += key_tile, turn ^= 1) {
-        if (start + key_tile < end) {
-            locate(start + key_tile, keys[turn ^ 1]);
-            prefetch(keys[turn ^ 1]);
-        }
-        pack_keys(keys[turn]);
-        const bool finite = pack_values(keys[turn], keys[turn].seen);
+        Keys& next = keys[turn ^ 1];
+        next.seen = {0, 0};
+        if (start + key_tile < end) locate(start + key_tile, next);
+        pack_keys(keys[turn], next);
+        const bool finite = pack_values(keys[turn], keys[turn].seen, next);
         while (position_[row] < start) ++row;  // earlier queries see none of this tile
         if (finite) attend(row, rows_, start);
         else attend_apart(row, keys[turn]);
