@@ -32,16 +32,17 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..conformance.verify import verify
     from ..core.config import EngineConfig
     from ..core.env import Environment
     from ..core.hub import locate
     from ..core.start import open_platform
-    from ..core.verify import verify
+    from ..platforms.registry import kernel_packs
 
     names = {"platform": args.platform, "threads": args.threads}
     platform = open_platform(EngineConfig.resolve(names, Environment.read()))
     try:
-        found = verify(locate(args.model, args.revision), platform, steps=args.steps, tolerance=args.tolerance)
+        found = verify(locate(args.model, args.revision), platform, kernel_packs(platform.name), steps=args.steps, tolerance=args.tolerance)
     finally:
         platform.close()
     if args.json:

@@ -97,7 +97,7 @@ def _reason(problem: Problem, place: int, found: Array, wanted: Array, dtype: st
     if kind.kind == "naive_relative" and expected.naive is not None:
         return tolerance.naive_relative(found, expected.naive[place], wanted, factor=kind.factor)
     depth = kind.depth if kind.kind == "elementwise" else SAMPLE_DEPTH
-    return tolerance.within(found, wanted, depth=depth, magnitude=None if expected.magnitude is None else expected.magnitude[place])
+    return tolerance.within(found, wanted, depth=depth, halves=kind.halves, magnitude=None if expected.magnitude is None else expected.magnitude[place])
 
 
 SAMPLE_DEPTH = 64

@@ -13,6 +13,12 @@ from ..ops.elementwise import FORMULAS
 Array = np.ndarray[Any, Any]
 
 
+def dot(matrix: Array, vector: Array) -> Array:
+    """[rows] of matrix [rows, n] by vector [n], each added up from first to last in float32."""
+    products = matrix.astype(np.float32) * vector.astype(np.float32)
+    return np.cumsum(products, axis=-1, dtype=np.float32)[..., -1] if products.shape[-1] else np.zeros(len(matrix), np.float32)
+
+
 def attention(spec: Attention) -> Any:
     """softmax(q k^T) v in float32, with scores and weights rounded to the dtype of q."""
     def run(q: Array, cell: Any, batch: Any, sinks: Sequence[Array] | None = None) -> Array:
@@ -23,16 +29,16 @@ def attention(spec: Attention) -> Any:
             for token in range(start, stop):
                 position = length - (stop - token)
                 first = 0 if spec.window is None else max(0, position - spec.window + 1)
-                keys, values = (gather(part, batch.groups[0].table[row], first, position + 1).astype(np.float32) for part in (cell.k, cell.v))
+                keys, values = (gather(part, batch.groups[0].table[row], first, position + 1) for part in (cell.k, cell.v))
                 for head in range(spec.heads.size):
-                    scores = (keys[head // group] @ q[token, head].astype(np.float32) * np.float32(spec.scale)).astype(q.dtype).astype(np.float32)
+                    scores = (dot(keys[head // group], q[token, head]) * np.float32(spec.scale)).astype(q.dtype).astype(np.float32)
                     if spec.softcap is not None:
                         scores = np.float32(spec.softcap) * np.tanh(scores / np.float32(spec.softcap))
                     sink = [] if sinks is None else [np.float32(sinks[0][head])]
                     peak = max([scores.max(), *sink])
                     weights = np.exp(scores - peak)
                     total = weights.sum() + sum(np.exp(one - peak) for one in sink)
-                    out[token, head] = ((weights / total).astype(q.dtype).astype(np.float32) @ values[head // group]).astype(q.dtype)
+                    out[token, head] = dot(values[head // group].T, (weights / total).astype(q.dtype)).astype(q.dtype)
         return out
 
     return run
@@ -41,13 +47,13 @@ def attention(spec: Attention) -> Any:
 def moe(spec: Moe) -> Any:
     """Expert after expert, each product rounded to the dtype of x."""
     def run(x: Array, experts: Array, weights: Array, weight: Sequence[Array], batch: Any) -> Array:
-        gate, up, down = (part.astype(np.float32) for part in weight[:3])
+        gate, up, down = weight[:3]
         out = np.zeros(x.shape, np.float32)
         for token, rank in np.ndindex(*experts.shape):
             expert, row = experts[token, rank], x[token].astype(np.float32)
-            opened = FORMULAS[spec.activation]((gate[expert] @ row).astype(x.dtype).astype(np.float64)).astype(x.dtype)
-            hidden = (opened * (up[expert] @ row).astype(x.dtype)).astype(x.dtype).astype(np.float32)
-            out[token] += weights[token, rank] * (down[expert] @ hidden).astype(x.dtype).astype(np.float32)
+            opened = FORMULAS[spec.activation](dot(gate[expert], row).astype(x.dtype).astype(np.float64)).astype(x.dtype)
+            hidden = (opened * dot(up[expert], row).astype(x.dtype)).astype(x.dtype).astype(np.float32)
+            out[token] += weights[token, rank] * dot(down[expert], hidden).astype(x.dtype).astype(np.float32)
         return out.astype(x.dtype)
 
     return run

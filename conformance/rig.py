@@ -103,12 +103,14 @@ class Rig:
         return run
 
     def _state(self, problem: Problem) -> Any:
-        if problem.paged is None:
-            return self.platform.allocate([NO_GROUP], [2], slots=_slots(problem))
         paged = problem.paged
-        state = self.platform.allocate([paged.group], [len(paged.live)], slots=_slots(problem))
-        canonical = {name: array.transpose(1, 0, 2, 3).reshape(1, array.shape[1], -1, array.shape[3]) for name, array in paged.arrays.items()}
-        self.platform.write_blocks(state, 0, range(len(paged.live)), canonical)
+        groups, blocks = ([NO_GROUP], [2]) if paged is None else ([paged.group], [len(paged.live)])
+        state = self.platform.allocate(groups, blocks, slots=1 if problem.last_token is None else len(problem.last_token) - 1)
+        if problem.last_token is not None:
+            state.last_token = self.platform.put(problem.last_token.copy())
+        if paged is not None:
+            canonical = {name: array.transpose(1, 0, 2, 3).reshape(1, array.shape[1], -1, array.shape[3]) for name, array in paged.arrays.items()}
+            self.platform.write_blocks(state, 0, range(len(paged.live)), canonical)
         return state
 
     def _blocks(self, problem: Problem, state: Any) -> dict[str, Array]:
@@ -120,10 +122,6 @@ class Rig:
             name: array[0].reshape(array.shape[1], count, -1, array.shape[3]).transpose(1, 0, 2, 3)
             for name, array in read.items()
         }
-
-
-def _slots(problem: Problem) -> int:
-    return 1 if problem.last_token is None else len(problem.last_token) - 1
 
 
 def _idle() -> Packed:

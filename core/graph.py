@@ -33,12 +33,12 @@ class Graph:
     def step(self, weights: Weights, state: Any, batch: Batch, sampling: Sampling) -> Any:
         """One step of serving: `Sampled`."""
         batch = self.ops.derive(DERIVE, batch, state)
-        logits = self.model.head(self.ops, Scope(weights.top), self.hidden(weights, state, batch))
+        logits = self.model.head(self.ops, Scope(weights.top), self.hidden(weights, state, batch), batch)
         return self.ops.sample(self._sample, logits, sampling, batch, state)
 
     def score(self, weights: Weights, state: Any, batch: Batch, sampling: Sampling) -> Any:
         """Logits [samples, vocab] in float32, and nothing drawn."""
-        return self.model.head(self.ops, Scope(weights.top), self.hidden(weights, state, batch))
+        return self.model.head(self.ops, Scope(weights.top), self.hidden(weights, state, batch), batch)
 
     @property
     def _sample(self) -> Sample:

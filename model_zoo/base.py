@@ -37,5 +37,5 @@ class Model(ABC):
         """x [tokens, embed] after layer i; `w` is the layer's scope, `state` its cell."""
 
     @abstractmethod
-    def head(self, ops: Any, w: Any, rows: Any) -> Any:
+    def head(self, ops: Any, w: Any, rows: Any, batch: Any) -> Any:
         """rows [samples, embed] -> logits [samples, vocab] in float32."""

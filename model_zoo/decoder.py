@@ -138,8 +138,8 @@ class Decoder(Model):
         mixed = ops.attention(self.attention[i], q, state, batch)
         return ops.linear(self.out, mixed.reshape(tokens, -1), w.out, batch)
 
-    def head(self, ops: Any, w: Any, rows: Any) -> Any:
-        return ops.linear(self.lm_head, ops.rms_norm(self.norm, rows, w.norm), w.head, None)
+    def head(self, ops: Any, w: Any, rows: Any, batch: Any) -> Any:
+        return ops.linear(self.lm_head, ops.rms_norm(self.norm, rows, w.norm), w.head, batch)
 
 
 def standard(config: Fields, *, head_dim: int | None = None, **special: Any) -> Design:

@@ -96,7 +96,7 @@ class GatedActivation(Spec):
     """`ops.gated_activation(spec, gate [...], up [...]) -> [...]`: activation(gate) * up."""
 
     op = "gated_activation"
-    tolerance = elementwise(depth=32)
+    tolerance = elementwise(depth=32, halves=3)
 
     kind: Kind
     dtype: str

@@ -14,13 +14,14 @@ Array = np.ndarray[Any, Any]
 class Tolerance:
     """One op's class.
 
-    exact: equal bits. elementwise: half an ulp of the output plus `depth` float32 roundings of the magnitude.
+    exact: equal bits. elementwise: `halves` half ulps of the output plus `depth` float32 roundings of the magnitude.
     naive_relative: maximum and RMS error at most `factor` times those of a naive evaluation in the same dtype.
     statistical: compared by distribution, by whoever draws the samples.
     """
 
     kind: Literal["exact", "elementwise", "naive_relative", "statistical"]
     depth: int = 0
+    halves: int = 1
     factor: float = 2.0
 
 
@@ -28,8 +29,9 @@ EXACT = Tolerance("exact")
 STATISTICAL = Tolerance("statistical")
 
 
-def elementwise(depth: int) -> Tolerance:
-    return Tolerance("elementwise", depth=depth)
+def elementwise(depth: int, halves: int = 1) -> Tolerance:
+    """halves: 1, and 2 more for each intermediate result that a composition may round to the dtype."""
+    return Tolerance("elementwise", depth=depth, halves=halves)
 
 
 NAIVE_RELATIVE = Tolerance("naive_relative")
@@ -43,8 +45,8 @@ def exact(actual: Array, expected: Array) -> str | None:
     return None if same.all() else _worst("bits differ", np.where(same, 0.0, 1.0), actual, expected)
 
 
-def within(actual: Array, expected: Array, *, depth: int, magnitude: Array | None = None) -> str | None:
-    """None, or the worst element outside half an ulp of `actual.dtype` plus `depth` float32 roundings of `magnitude`.
+def within(actual: Array, expected: Array, *, depth: int, halves: int = 1, magnitude: Array | None = None) -> str | None:
+    """None, or the worst element outside `halves` half ulps of `actual.dtype` plus `depth` float32 roundings of `magnitude`.
 
     `expected` is float64; `magnitude` (default: |expected|) is the sum of the absolute values that were added up.
     """
@@ -52,21 +54,41 @@ def within(actual: Array, expected: Array, *, depth: int, magnitude: Array | Non
         return f"has shape {list(actual.shape)}, expected {list(expected.shape)}"
     scale = np.abs(expected) if magnitude is None else magnitude
     found = actual.astype(np.float64)
-    bound = half_ulp(expected, actual.dtype) + depth * 2.0**-24 * scale
+    with np.errstate(over="ignore"):
+        rounded = expected.astype(actual.dtype).astype(np.float64)
+    expected = np.where(np.isinf(rounded), rounded, expected)
+    bound = halves * half_ulp(expected, actual.dtype) + depth * 2.0**-24 * scale
     wrong = np.where(np.isfinite(expected), np.abs(found - expected) / np.maximum(bound, 1e-300), found != expected)
     wrong = np.where(np.isnan(found) != np.isnan(expected), np.inf, np.nan_to_num(wrong, nan=0.0, posinf=np.inf))
     return None if (wrong <= 1.0).all() else _worst("outside its bound", wrong, actual, expected)
 
 
-def naive_relative(actual: Array, naive: Array, expected: Array, *, factor: float = 2.0) -> str | None:
-    """None, or why `actual` errs more than `factor` times as much as `naive` does (maximum and RMS), both against float64."""
-    error, usual = np.abs(actual.astype(np.float64) - expected), np.abs(naive.astype(np.float64) - expected)
-    floor = half_ulp(expected, actual.dtype)
+def naive_relative(actual: Array, naive: Array, expected: Array, *, factor: float = 2.0, depth: int = 8) -> str | None:
+    """None, or why `actual` errs more than `factor` times as much as `naive` does (maximum and RMS), both against float64.
+
+    A naive evaluation that was lucky still counts as half an ulp off, and by `depth` float32 roundings of the largest value.
+    Infinities and NaN must stand where float64 or the naive evaluation has them.
+    """
+    if actual.shape != expected.shape:
+        return f"has shape {list(actual.shape)}, expected {list(expected.shape)}"
+    found, usual = actual.astype(np.float64), naive.astype(np.float64)
+    finite = np.isfinite(expected) & np.isfinite(usual)
+    strange = ~finite & ~_alike(found, expected) & ~_alike(found, usual)
+    if strange.any():
+        return _worst("is not what infinities and NaN lead to", strange.astype(float), actual, expected)
+    if not finite.any():
+        return None
+    error, usual = np.abs(found - expected)[finite], np.abs(usual - expected)[finite]
+    floor = np.maximum(half_ulp(expected[finite], actual.dtype), depth * 2.0**-24 * np.abs(expected[finite]).max())
     for name, measure in (("maximum", np.max), ("RMS", lambda e: np.sqrt(np.mean(e * e)))):
-        found, allowed = float(measure(error)), factor * float(measure(np.maximum(usual, floor)))
-        if not found <= allowed:
-            return f"{name} error {found:.3g} exceeds {allowed:.3g}, {factor:g} times that of a naive evaluation"
+        size, allowed = float(measure(error)), factor * float(measure(np.maximum(usual, floor)))
+        if not size <= allowed:
+            return f"has {name} error {size:.3g}, more than {allowed:.3g}, {factor:g} times that of a naive evaluation"
     return None
+
+
+def _alike(a: Array, b: Array) -> Array:
+    return np.asarray((a == b) | (np.isnan(a) & np.isnan(b)))
 
 
 def half_ulp(values: Array, dtype: Any) -> Array:

@@ -81,7 +81,7 @@ class State(Protocol):
     """Everything a step mutates. Opaque to the core."""
 
     last_token: Any
-    """[slots + 1] int32: each slot's last sampled token."""
+    """[slots + 1] int32, on the device: each slot's last sampled token. May be replaced as a whole."""
 
     def __getitem__(self, layer: int) -> Any:
         """The cell of one layer, for the graph to hand to its ops. Kernels read `cell.group`."""

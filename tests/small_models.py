@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -15,8 +16,6 @@ VOCAB = 97
 CONTEXT = 96
 """Tokens of prompt and answer: six blocks."""
 BLOCK = 16
-PLATFORMS = ("reference", "cpu")
-
 SIZES = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 8, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
@@ -47,9 +46,18 @@ class RandomSource:
         return np.random.default_rng([self.seed, crc32(name.encode())]).normal(center, spread, shape).astype(np.float32)
 
 
-def random_llm(model: str, platform: str, **settings: Any) -> LLM:
-    """An engine over a small random model; it takes token ids only."""
-    return LLM(source=RandomSource(MODELS[model]), platform=platform, **{"dtype": "float32", "max_num_seqs": 8, **settings})
+def random_llm(model: str, platform: str, *, kind: type[Any] = LLM, **settings: Any) -> Any:
+    """An engine over a small random model; it takes token ids only. kind: LLM or AsyncEngine."""
+    return kind(source=RandomSource(MODELS[model]), platform=platform, **{"dtype": "float32", "max_num_seqs": 8, **settings})
+
+
+def install(folder: Path, name: str, group: str, entry: str, module: str) -> None:
+    """A package as pip leaves it behind, with one entry point: it is found once `folder` is on the path."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entry}\n")
+    (folder / f"{name}.py").write_text(module)
 
 
 def pool_gb(groups: tuple[StateGroup, ...], *, spare: int, sequences: int, tokens: int, length: int = CONTEXT) -> float:

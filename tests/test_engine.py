@@ -530,16 +530,13 @@ POISON, COLLECT = 13, 14
 
 
 @pytest.fixture(params=["reference", "cpu"])
-def brittle(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def brittle(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_models: ModuleType) -> Iterator[str]:
     """A platform with a third party's kernel, installed by a real entry point, that fails for one token."""
-    info = tmp_path / "brittle-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brittle\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[inferplane.kernels]\n{request.param}.brittle = brittle_kernels:pack\n")
-    (tmp_path / "brittle_kernels.py").write_text(PACK.format(poison=POISON, collect=COLLECT, platform=request.param))
+    source = PACK.format(poison=POISON, collect=COLLECT, platform=request.param)
+    small_models.install(tmp_path, "brittle", "inferplane.kernels", f"{request.param}.brittle = brittle:pack", source)
     monkeypatch.syspath_prepend(tmp_path)
     yield request.param
-    sys.modules.pop("brittle_kernels", None)
+    sys.modules.pop("brittle", None)
 
 
 @pytest.mark.parametrize("caching", [True, False], ids=["caching", "no-caching"])

@@ -1,10 +1,12 @@
 """However a request is computed, its answer is the same: in chunks, from a prefix hit, after a preemption, in a batch, alone."""
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -202,7 +204,8 @@ class World:
 
     def __init__(self, models: ModuleType, model: str, platform: str) -> None:
         self.models, self.model, self.platform = models, model, platform
-        self.simple = models.random_llm(model, platform, max_num_seqs=1, enable_prefix_caching=False)
+        simple = "reference" if platform == "padded" else platform
+        self.simple = models.random_llm(model, simple, max_num_seqs=1, enable_prefix_caching=False)
         self.known: dict[Any, list[CompletionOutput]] = {}
         self.steps = self.preemptions = self.hit_tokens = self.finished = self.aborted = 0
 
@@ -328,19 +331,39 @@ class Serving(RuleBasedStateMachine):
             self.llm.close()
 
 
-EXAMPLES = {"reference": 8, "cpu": 24}
+PADDED = """
+from inferplane.platforms.contract import Buckets, Capabilities
+from inferplane.platforms.reference import Reference
+
+class Padded(Reference):
+    name = "padded"
+    capabilities = Capabilities(dtypes=("float32",), buckets=Buckets(
+        tokens=(8, 32), rows=(4,), samples=(4,), blocks=(3, 7), edits=(0, 8)))
+"""
+
+
+@pytest.fixture(params=["reference", "cpu", "padded"])
+def platform(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_models: ModuleType) -> Iterator[str]:
+    """padded: the reference as a third party's platform with static shapes, so that every step is padded to a bucket."""
+    if request.param == "padded":
+        small_models.install(tmp_path, "padded", "inferplane.platforms", "padded = padded:Padded", PADDED)
+        monkeypatch.syspath_prepend(tmp_path)
+    yield request.param
+    sys.modules.pop("padded", None)
+
+
+EXAMPLES = {"reference": 8, "cpu": 24, "padded": 5}
 STEPS = 40
 
 
 @pytest.mark.parametrize("model", ["full", "full-and-sliding"])
-@pytest.mark.parametrize("name", PLATFORMS)
-def test_whatever_happens_each_answer_is_the_one_computed_alone(small_models: ModuleType, name: str, model: str) -> None:
-    world = World(small_models, model, name)
+def test_whatever_happens_each_answer_is_the_one_computed_alone(small_models: ModuleType, platform: str, model: str) -> None:
+    world = World(small_models, model, platform)
     run_state_machine_as_test(lambda: Serving(world), settings=settings(
-        max_examples=EXAMPLES[name], stateful_step_count=STEPS, deadline=None, derandomize=True, database=None,
+        max_examples=EXAMPLES[platform], stateful_step_count=STEPS, deadline=None, derandomize=True, database=None,
         phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck)))
     world.simple.close()
-    print(f"\n{name} {model}: {world.steps} steps, {world.finished} requests ended, {world.aborted} of them aborted, "
+    print(f"\n{platform} {model}: {world.steps} steps, {world.finished} requests ended, {world.aborted} of them aborted, "
           f"{world.preemptions} preemptions, {world.hit_tokens} tokens found")
-    assert world.steps >= EXAMPLES[name] * STEPS // 2
+    assert world.steps >= EXAMPLES[platform] * STEPS // 2
     assert min(world.preemptions, world.hit_tokens, world.aborted) > 0, "what is to be compared did not happen"

@@ -130,7 +130,9 @@ COMPILED: dict[Any, Any] = {}
 """Steps by platform, spec, shape and kinds of arguments: few programs for many calls."""
 
 
-def run(platform: Platform, spec: Spec, *arguments: Any, parts: Sequence[Array] = (), packed: Packed = NOTHING, state: Any = None) -> Any:
+def run(
+    platform: Platform, spec: Spec, *arguments: Any, parts: Sequence[Array] = (), packed: Packed = NOTHING, state: Any = None,
+) -> Any:
     """The family's kernel in a compiled step of its own, from host arrays to host arrays; `parts` are prepared as its weight."""
     kernel = kernel_for(platform, spec)
     weight = kernel.prepare(spec, parts) if kernel.prepare else tuple(platform.put(part) for part in parts)
@@ -141,7 +143,8 @@ def run(platform: Platform, spec: Spec, *arguments: Any, parts: Sequence[Array] 
         placed = iter(weights[1])
         bring = {
             Given.WEIGHT: lambda: weights[0], Given.CELL: lambda: state[0], Given.BATCH: lambda: batch,
-            Given.SAMPLING: lambda: sampling, Given.STATE: lambda: state, np.ndarray: lambda: next(placed), type(None): lambda: None,
+            Given.SAMPLING: lambda: sampling, Given.STATE: lambda: state,
+            np.ndarray: lambda: next(placed), type(None): lambda: None,
         }
         return kernel.run(spec, *(bring[kind]() for kind in kinds))
 
@@ -760,7 +763,7 @@ def watched(loaded: Loaded) -> Callable[..., Any]:
 
     def step(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
         batch = ops.derive(DERIVE, batch, state)
-        logits = loaded.model.head(ops, Scope(weights.top), graph.hidden(weights, state, batch))
+        logits = loaded.model.head(ops, Scope(weights.top), graph.hidden(weights, state, batch), batch)
         return ops.sample(spec, logits, sampling, batch, state), logits
 
     return step
@@ -823,6 +826,35 @@ def test_one_graph_gives_the_same_tokens_on_every_framework(family: str, model: 
     for (tokens, logits), (wanted_tokens, wanted_logits) in zip(found, wanted, strict=True):
         np.testing.assert_allclose(logits, wanted_logits, rtol=1e-4, atol=1e-4 * np.abs(wanted_logits).max())
         assert tokens.tolist() == wanted_tokens.tolist()
+
+
+def test_a_torch_step_never_reads_the_device() -> None:
+    """No .item(), no branch on a value, no size that depends on data: each would make the host wait for an accelerator."""
+    platform = torch_cpu()
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Unread(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            assert function.name().removeprefix("aten::") not in ("_local_scalar_dense", "nonzero", "masked_select", "equal")
+            return function(*args, **(kwargs or {}))
+
+    loaded = load(RandomSource("mistral"), platform, LoadOptions(dtype="float32"))
+    runner, whole = Runner(loaded, blocks=[13], slots=3), watched(loaded)
+    moe = Moe(experts=Dim(4), embed=8, mlp=Dim(4), top_k=2, activation="silu", dtype="float32")
+    handle = kernel_for(platform, moe).prepare(moe, [np.ones((4, *shape), np.float32) for shape in ((4, 8), (4, 8), (8, 4))])
+    router = Router(experts=Dim(4), top_k=2)
+
+    def step(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
+        with Unread():
+            sampled, logits = whole(weights, state, batch, sampling)
+            chosen = kernel_for(platform, router).run(router, logits[:, :4])
+            return sampled, kernel_for(platform, moe).run(moe, logits[:, :8], *chosen, handle, batch)
+
+    for number, rows in enumerate(plans(SamplingParams(top_k=20, top_p=0.9, seed=5, repetition_penalty=1.2, logprobs=2))):
+        chosen = tuple(i for i, row in enumerate(rows) if row.sample)
+        packed = runner.batch(step_plan(number, rows, chosen), lambda key: [3, 4])
+        platform.submit(platform.compile(step, packed.shape), loaded.weights, runner.state, packed).result()
+    platform.close()
 
 
 def test_jax_compiles_one_program_per_bucket_and_consumes_the_state() -> None:

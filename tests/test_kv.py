@@ -167,10 +167,12 @@ class TestWindows:
         memory = KVMemory([FULL, WINDOW], [100, 8])
         ids = tokens(*range(21))
         Run(memory, ids).end()
-        Run(memory, tokens(*range(50, 62)), by="other").end()
-        again = Run(memory, ids)
-        assert [bool(node.blocks[0]) for node in again.hit.paths[0][1:]] == [True] * 5
-        assert again.hit.tokens == 8
+        Run(memory, tokens(*range(50, 70)), by="other").end()
+        assert Run(memory, ids).end().hit.tokens == 20
+        Run(memory, tokens(*range(90, 118)), by="other").end()
+        hit = Run(memory, ids).hit
+        assert [bool(node.blocks[0]) for node in hit.paths[0][1:]] == [True] * 5
+        assert hit.tokens == 0
 
     def test_the_hit_is_what_a_check_of_every_length_finds(self) -> None:
         rng = np.random.default_rng(0)

@@ -87,7 +87,7 @@ BAD_SPECS: dict[str, tuple[Callable[[], Spec], str]] = {
     "linear-of-size-zero": (lambda: Linear(input=Dim(0), outputs=OUTPUT, dtype="float32"), "input has size 0"),
     "linear-with-an-empty-output": (lambda: Linear(input=INPUT, outputs=(Dim(4), Dim(0)), dtype="float32"), "outputs has size 0"),
     "linear-of-unknown-dtype": (lambda: Linear(input=INPUT, outputs=OUTPUT, dtype="float31"), "unknown dtype 'float31'; known"),
-    "linear-of-unknown-out-dtype": (lambda: Linear(input=INPUT, outputs=OUTPUT, dtype="int8", out_dtype="f"), "unknown dtype 'f'"),
+    "linear-of-unknown-out": (lambda: Linear(input=INPUT, outputs=OUTPUT, dtype="int8", out_dtype="f"), "unknown dtype 'f'"),
     "activation-of-unknown-kind": (lambda: Activation(kind="swish", dtype="float32"), "unknown kind 'swish'; known: silu"),  # type: ignore[arg-type]
     "gate-of-unknown-kind": (lambda: GatedActivation(kind="glu", dtype="float32"), "unknown kind 'glu'"),  # type: ignore[arg-type]
     "rope-without-frequencies": (lambda: Rope(heads=Dim(1), head_dim=8, frequencies=(), dtype="float32"), "0 frequencies"),

@@ -10,6 +10,7 @@ from .make import DTYPE, judged, values
 
 SHAPES = ("0x5", "1x1", "1x7", "3x16", "2x33", "5x64", "1x257", "17x130", "2x3x8")
 CHARACTERS = ("normal", "small", "large", "special")
+FINITE = ("normal", "small", "large", "extreme")
 KINDS = ("silu", "gelu", "gelu_tanh", "relu")
 AXES = {"dtype": DTYPE, "shape": SHAPES, "values": CHARACTERS}
 
@@ -39,10 +40,15 @@ def _gated(params: Params, random: np.random.Generator) -> Problem:
     return Problem(GatedActivation(kind=params["kind"], dtype=params["dtype"]), (_array(params, random), up))
 
 
+def _normal(params: Params) -> bool:
+    """A composition rounds activations that are subnormal in float16 by more than the op's bound."""
+    return not (params["dtype"] == "float16" and params["values"] == "small")
+
+
 FAMILIES = [
     Family("elementwise.add", 1, AXES, judged(_add)),
     Family("elementwise.multiply", 1, AXES, judged(_multiply)),
     Family("elementwise.scale", 1, {**AXES, "factor": ("0.5", "-1.7", "0", "12.25")}, judged(_scale)),
-    Family("activation.plain", 1, {**AXES, "kind": KINDS}, judged(_activation)),
-    Family("activation.gated", 1, {**AXES, "kind": KINDS}, judged(_gated)),
+    Family("activation.plain", 1, {**AXES, "values": FINITE, "kind": KINDS}, judged(_activation)),
+    Family("activation.gated", 1, {**AXES, "values": FINITE, "kind": KINDS}, judged(_gated), _normal),
 ]

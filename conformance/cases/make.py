@@ -27,8 +27,8 @@ def judged(build: Build) -> Run:
 
 
 def values(random: np.random.Generator, shape: tuple[int, ...], dtype: str, character: str = "normal") -> Array:
-    """normal: N(0, 1). small, large: the same far from 1. same: one value. special: with zeros of both signs, infinities, NaN,
-    subnormals and the largest finite number among the rest."""
+    """normal: N(0, 1). small, large: the same far from 1. same: one value. extreme: with zeros of both signs, NaN, subnormals
+    and nearly the largest finite number among the rest. special: extreme, and infinities."""
     array = random.normal(size=shape)
     if character == "small":
         array = array * 2.0**-12
@@ -36,9 +36,10 @@ def values(random: np.random.Generator, shape: tuple[int, ...], dtype: str, char
         array = array * 2.0**6
     elif character == "same":
         array = np.full(shape, float(array.flat[0]) if array.size else 0.0)
-    elif character == "special" and array.size:
+    elif character in ("extreme", "special") and array.size:
         limits = np.finfo(np.float16) if dtype == "float16" else np.finfo(np.float32)
-        extremes = [0.0, -0.0, np.inf, -np.inf, np.nan, float(limits.max) * 0.9, float(limits.smallest_subnormal) * 8, -1.0]
+        extremes = [0.0, -0.0, np.nan, float(limits.max) * 0.9, float(limits.smallest_subnormal) * 8, -1.0]
+        extremes = extremes if character == "extreme" else [np.inf, -np.inf, *extremes]
         places = random.choice(array.size, size=min(array.size, len(extremes)), replace=False)
         array.reshape(-1)[places] = extremes[: len(places)]
     with np.errstate(over="ignore"):

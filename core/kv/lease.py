@@ -64,19 +64,19 @@ class Lease:
         self.filled[g] = end
 
     def held(self, group: PagedGroup) -> list[int]:
-        """The group's blocks, last first."""
+        """The group's blocks, the least useful first: the end of a prefix, but the beginning of what leads to a window."""
         g = group.position
-        blocks: list[int] = self.arrays[g][self.freed[g]:self.filled[g]][::-1].tolist()
-        return blocks
+        blocks: list[int] = self.arrays[g][self.freed[g]:self.filled[g]].tolist()
+        return blocks[::-1] if group.window is None else blocks
 
     def slide(self, group: PagedGroup, start: int) -> list[int]:
-        """Drop the blocks that a token at `start` no longer reads, and return them, last first."""
+        """Drop the blocks that a token at `start` no longer reads, and return them, first first."""
         g = group.position
         freed, first = self.freed[g], min(group.first_needed(start), self.filled[g])
         if first <= freed:
             return []
         array = self.arrays[g].copy()
-        behind: list[int] = array[freed:first][::-1].tolist()
+        behind: list[int] = array[freed:first].tolist()
         array[freed:first] = 0
         self.arrays[g], self.freed[g] = array, first
         return behind

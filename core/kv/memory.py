@@ -180,7 +180,7 @@ class KVMemory:
         return length
 
     def release(self, lease: Lease) -> None:
-        """Give everything back; the end of a sequence is evicted before its beginning."""
+        """Give everything back."""
         for group in self._paged:
             group.pool.release(lease.held(group))
         for index, tip in zip(self.indexes, lease.tips, strict=False):

@@ -34,7 +34,7 @@ template <class Isa> constexpr Path make_path(const char* name) {
         {arithmetic_range<Isa, float>, arithmetic_range<Isa, bf16>, arithmetic_range<Isa, f16>},
         {scale_range<Isa, float>, scale_range<Isa, bf16>, scale_range<Isa, f16>},
         largest<Isa>,
-        sum_exponentials<Isa>,
+        exponentials<Isa>,
         gumbel_scores<Isa>,
         read_lines<Isa>,
         peak_rate<F>,

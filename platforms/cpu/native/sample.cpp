@@ -1,6 +1,6 @@
 // Filters and draws. A row's token depends on its own logits and parameters alone.
 //
-//   order       larger logits first, ties to the lower id
+//   order       larger logits first, ties to the lower id; each filter keeps a prefix of it, so a Cut tells it all
 //   key         threefry(seed, (sample index, position))
 //   noise       u(token) = threefry(key, (token / 2, 0))[token % 2], to 24 bits;  -log(-log u)
 //   token       argmax over the kept of logit / temperature + noise               Gumbel maximum
@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "memory.h"
@@ -20,7 +21,8 @@ namespace inferplane {
 namespace {
 
 constexpr float never = -std::numeric_limits<float>::infinity();
-constexpr int64_t first_nucleus = 256;  // candidates that usually hold the probability asked for
+constexpr int buckets = 2048;            // of logits below the peak, 1/64 of a natural logarithm each
+constexpr size_t exact_draws = 512;      // candidates that are scored exactly at once
 
 struct Candidate {
     float logit;
@@ -79,44 +81,57 @@ double Row::noise(int32_t token) const {
     return -std::log(-std::log(double(u)));
 }
 
-// Sorted candidates up to the one with which their probability reaches top_p.
-size_t nucleus(const Row& row, const std::vector<Candidate>& sorted, double wanted) {
-    double sum = 0;
-    for (size_t i = 0; i < sorted.size(); ++i) {
-        sum += row.weight(sorted[i].logit);
-        if (sum >= wanted) return i + 1;
+// The last candidate kept; all that rank before it are kept as well.
+struct Cut {
+    Candidate last;
+    bool keeps(const Candidate& c) const { return !(last < c); }
+};
+
+// The candidate among `sorted` with which the probability mass, `mass` before them, reaches `wanted`.
+Cut reach(const Row& row, const std::vector<Candidate>& sorted, double mass, double wanted) {
+    for (const Candidate& c : sorted) {
+        mass += row.weight(c.logit);
+        if (mass >= wanted) return {c};
     }
-    return sorted.size();
+    return {sorted.back()};
 }
 
-std::vector<Candidate> filter(const Row& row, const Path& path, int64_t top_k, double top_p, double min_p) {
-    const bool limited = top_k > 0 && top_k < row.vocab;
-    std::vector<Candidate> kept;
-    if (limited) {
-        kept = best(row.logits, row.vocab, top_k);
-        if (top_p < 1) {
-            double total = 0;
-            for (const Candidate& c : kept) total += row.weight(c.logit);
-            kept.resize(nucleus(row, kept, top_p * total));
-        }
-    } else if (top_p < 1) {
-        const double wanted = top_p * path.sum_exponentials(row.logits, row.vocab, row.peak, float(1 / row.temperature));
-        for (int64_t count = std::min(first_nucleus, row.vocab);; count = std::min(count * 8, row.vocab)) {
-            kept = best(row.logits, row.vocab, count);
-            const size_t size = nucleus(row, kept, wanted);
-            const bool reached = size < kept.size() || count == row.vocab;
-            kept.resize(size);
-            if (reached) break;
-        }
-    } else {
-        for (int64_t i = 0; i < row.vocab; ++i) {
-            if (row.logits[i] > never && row.weight(row.logits[i]) >= min_p) kept.push_back({row.logits[i], int32_t(i)});
-        }
+// top-p over the whole vocabulary without sorting it: masses per bucket find the one bucket to sort.
+Cut nucleus(const Row& row, const Path& path, double top_p) {
+    static thread_local Scratch scratch;
+    float* weights = scratch.get<float>(row.vocab);
+    const float inverse = float(1 / row.temperature);
+    path.exponentials(row.logits, row.vocab, row.peak, inverse, weights);
+    const auto bucket = [&](int64_t i) {
+        const float below = (row.peak - row.logits[i]) * inverse * 64;
+        return below < buckets - 1 ? int(below) : buckets - 1;
+    };
+    std::vector<double> mass(buckets);
+    for (int64_t i = 0; i < row.vocab; ++i) {
+        if (weights[i] > 0) mass[bucket(i)] += weights[i];  // neither NaN nor what weighs nothing
     }
-    if (min_p > 0) {
-        kept.erase(std::remove_if(kept.begin(), kept.end(), [&](const Candidate& c) { return !(row.weight(c.logit) >= min_p); }), kept.end());
+    const double wanted = top_p * std::accumulate(mass.begin(), mass.end(), 0.0);
+    int last = 0;
+    double before = 0;
+    while (before + mass[last] < wanted) before += mass[last++];
+    std::vector<Candidate> sorted;
+    for (int64_t i = 0; i < row.vocab; ++i) {
+        if (weights[i] > 0 && bucket(i) == last) sorted.push_back({row.logits[i], int32_t(i)});
     }
-    return kept;
+    std::sort(sorted.begin(), sorted.end());
+    return reach(row, sorted, before, wanted);
+}
+
+Cut cut(const Row& row, const Path& path, int64_t top_k, double top_p) {
+    if (top_k > 0 && top_k < row.vocab) {
+        const std::vector<Candidate> kept = best(row.logits, row.vocab, top_k);
+        if (top_p >= 1) return {kept.back()};
+        double total = 0;
+        for (const Candidate& c : kept) total += row.weight(c.logit);
+        return reach(row, kept, 0, top_p * total);
+    }
+    if (top_p < 1) return nucleus(row, path, top_p);
+    return {{never, int32_t(row.vocab)}};
 }
 
 struct Winner {
@@ -127,17 +142,21 @@ struct Winner {
     }
 };
 
-// Over the whole vocabulary: approximate scores find the few tokens whose exact score can win.
-int32_t draw_from_all(const Row& row, const Path& path) {
+// Approximate scores of all tokens find the few whose exact score can win.
+int32_t draw(const Row& row, const Path& path, const std::vector<int32_t>& kept) {
+    Winner winner;
+    if (kept.size() <= exact_draws) {
+        for (const int32_t token : kept) winner.offer(row.score(token), token);
+        return winner.id;
+    }
     static thread_local Scratch scratch;
     float* scores = scratch.get<float>(row.vocab);
     path.gumbel_scores(row.logits, row.vocab, float(1 / row.temperature), row.key.x, row.key.y, scores);
-    const float highest = path.largest(scores, row.vocab);
-    const float spread = float((std::fabs(row.peak) + 20.0 * row.temperature) / row.temperature);
-    const float margin = 1e-4f + 1e-6f * spread;
-    Winner winner;
-    for (int64_t i = 0; i < row.vocab; ++i) {
-        if (scores[i] >= highest - margin) winner.offer(row.score(int32_t(i)), int32_t(i));
+    float highest = never;
+    for (const int32_t token : kept) highest = std::max(highest, scores[token]);
+    const float margin = 1e-4f + 1e-6f * float(std::fabs(row.peak) / row.temperature + 20);
+    for (const int32_t token : kept) {
+        if (scores[token] >= highest - margin) winner.offer(row.score(token), token);
     }
     return winner.id;
 }
@@ -150,14 +169,15 @@ int32_t sample_row(const SampleJob& job, const Path& path, int64_t i) {
     if (job.temperature[i] == 0 || !std::isfinite(peak)) return greedy;
     const WordPair<uint32_t> key = threefry_words({job.seed_low[i], job.seed_high[i]}, {job.index[i], job.position[i]});
     const Row row{logits, job.vocab, double(job.temperature[i]), peak, key};
-    const bool limited = job.top_k[i] > 0 && job.top_k[i] < job.vocab;
-    if (!limited && job.top_p[i] >= 1 && job.min_p[i] <= 0) {
-        const int32_t token = draw_from_all(row, path);
-        return token < 0 ? greedy : token;
+    const Cut last = cut(row, path, job.top_k[i], job.top_p[i]);
+    const double min_p = job.min_p[i];
+    std::vector<int32_t> kept;
+    for (int64_t token = 0; token < job.vocab; ++token) {
+        if (!(logits[token] > never && last.keeps({logits[token], int32_t(token)}))) continue;
+        if (min_p <= 0 || row.weight(logits[token]) >= min_p) kept.push_back(int32_t(token));
     }
-    Winner winner;
-    for (const Candidate& c : filter(row, path, job.top_k[i], job.top_p[i], job.min_p[i])) winner.offer(row.score(c.id), c.id);
-    return winner.id < 0 ? greedy : winner.id;
+    const int32_t token = draw(row, path, kept);
+    return token < 0 ? greedy : token;
 }
 
 }  // namespace
@@ -181,7 +201,7 @@ void logprobs(const ScoreJob& job) {
         const float* row = job.logits + i * job.vocab;
         const float peak = path.largest(row, job.vocab);
         const double base = std::isfinite(peak) ? peak : 0.0;
-        const double sum = std::log(path.sum_exponentials(row, job.vocab, float(base), 1.0f));
+        const double sum = std::log(path.exponentials(row, job.vocab, float(base), 1.0f, nullptr));
         job.out[i] = float(job.tokens ? double(row[job.tokens[i]]) - base - sum : base + sum);
     });
 }

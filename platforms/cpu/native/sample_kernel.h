@@ -31,8 +31,8 @@ template <class Isa> float largest(const float* logits, int64_t count) {
     return maximum(larger(larger(best[0], best[1]), larger(best[2], best[3])));
 }
 
-// The sum of exp((logit - peak) * inverse): float32 terms, double sums of short runs.
-template <class Isa> double sum_exponentials(const float* logits, int64_t count, float peak, float inverse) {
+// exp((logit - peak) * inverse) into `out`, unless it is null; returns the sum, in double over short runs.
+template <class Isa> double exponentials(const float* logits, int64_t count, float peak, float inverse, float* out) {
     double total = 0;
     const Floats<Isa> top = fill<Isa>(peak), factor = fill<Isa>(inverse);
     for (int64_t start = 0; start < count; start += 16 * lanes) {
@@ -43,6 +43,7 @@ template <class Isa> double sum_exponentials(const float* logits, int64_t count,
             if (stop - i < lanes) {  // the mask guards the vocabulary's end
                 v = where_less(from_integers(lane_index<Isa>()), fill<Isa>(float(stop - i)), v, fill<Isa>(0.0f));
             }
+            if (out) store_upto<Isa>(out + i, v, stop - i);
             run = run + v;
         }
         total += sum(run);
@@ -66,7 +67,11 @@ void gumbel_scores(const float* logits, int64_t count, float inverse, uint32_t k
         }
         // Tokens 2c and 2c + 1 share counter c.
         const int64_t edge = count - i < 2 * lanes ? count - i : 2 * lanes;
-        for (int64_t j = 0; j < edge; ++j) scores[i + j] = logits[i + j] * inverse + noise[j % 2][j / 2];
+        for (int64_t j = 0; j + 1 < edge; j += 2) {
+            scores[i + j] = logits[i + j] * inverse + noise[0][j / 2];
+            scores[i + j + 1] = logits[i + j + 1] * inverse + noise[1][j / 2];
+        }
+        if (edge % 2) scores[i + edge - 1] = logits[i + edge - 1] * inverse + noise[0][edge / 2];
     }
 }
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..core.checkpoint import Checkpoint
+from ..core.loader import LoadOptions, load
+from ..core.score import logits
+from ..core.tokenizer import Tokenizer
 from ..errors import CheckpointError, ConfigError
 from ..ops import KernelPack
 from ..platforms.contract import Platform
-from .checkpoint import Checkpoint
-from .loader import LoadOptions, load
-from .score import logits
-from .tokenizer import Tokenizer
 
 TEXT = "The first engineers who looked after steam engines wrote down everything: pressure, coal, water, and the weather."
 
@@ -50,7 +50,7 @@ def verify(
     steps: int = 64,
     tolerance: float = 1e-4,
 ) -> Verification:
-    """Compare one folder on one platform with transformers, in float32 on both sides, one after the other in memory.
+    """Compare one folder on one platform with transformers, in float32 on both sides; both are in memory at once.
 
     prompt: token ids; default: an English sentence, or random ids where the folder has no tokenizer.
     Ours are computed twice: in one step, for the logits, and token by token, for the greedy choices.
@@ -109,7 +109,7 @@ def _transformers(folder: Path, prompt: Sequence[int], steps: int) -> tuple[np.n
 
 
 def _frameworks() -> tuple[Any, Any]:
-    """The oracle's, not the engine's: nothing else in core/ loads a framework."""
+    """The oracle's own, imported only here."""
     try:
         return import_module("torch"), import_module("transformers")
     except ImportError as error:
