@@ -52,8 +52,7 @@ def sanitizers(session: nox.Session) -> None:
     session.install(*CONSTRAINTS, ".[dev]", env={"CFLAGS": flags, "LDFLAGS": "-fsanitize=address,undefined"})
     runtimes = [session.run("gcc", f"-print-file-name={name}", external=True, silent=True).strip()
                 for name in ("libasan.so", "libubsan.so")]
-    files = [str(path) for path in sorted(Path("tests").glob("test_cpu*.py"))]
-    session.run("pytest", *files, "-p", "no:faulthandler", *session.posargs,
+    session.run("pytest", "-k", "cpu and not test_layers and not test_cli and not test_readme", *session.posargs,
                 env={"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0", "OPENBLAS_NUM_THREADS": "1"})
 
 

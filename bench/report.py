@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -22,22 +23,21 @@ def headline(record: Record) -> list[str]:
     weights = "random weights" if model["random_weights"] else "its own weights"
     rates = [f"read {limits['read_bytes_per_second'] / 1e9:.1f} GB/s"] if limits["read_bytes_per_second"] else []
     rates += [f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in limits["flops"].items()]
+    size = f"{model['parameters'] / 1e6:,.1f} M parameters"
     return [
-        f"{model['name']}: {model['parameters'] / 1e6:,.1f} M parameters, {model['dtype']}, {weights}; loaded in {record['load_seconds']:.1f} s",
+        f"{model['name']}: {size}, {model['dtype']}, {weights}; loaded in {record['load_seconds']:.1f} s",
         f"{platform['name']} on {machine['cpu']}, {machine['cores']} cores; load average {machine['load_average'][0]:.1f}",
         f"limits by {limits['source']}: {', '.join(rates) or 'unknown'}",
     ]
 
 
 def _throughput(record: Record) -> Table:
-    table = _table(f"Throughput, median of {record['repeats']}", "work", "requests", "tokens/s", "range", "limit", "of limit", "bound by", "host")
+    table = _table(f"Throughput, median of {record['repeats']}", "work", "requests", "tokens/s", "at most", "of that", "host")
     for one in record["results"]:
         limit = one["limit_tokens_per_second"]
-        bounds = (f"{limit:,.1f}", f"{one['of_limit']:.2f}", one["limit_by"]) if limit else ("unknown", "-", "-")
-        table.add_row(
-            one["work"]["name"], _requests(one["work"]), f"{one['tokens_per_second']:,.1f} {one['counted']}",
-            f"{one['slowest']:,.1f}-{one['fastest']:,.1f}", *bounds, f"{one['host_percent']:.1f} %",
-        )
+        bounds = (f"{limit:,.1f} by {one['limit_by']}", f"{one['of_limit']:.2f}") if limit else ("unknown", "-")
+        rate = f"{one['tokens_per_second']:,.1f} {one['counted']}"
+        table.add_row(one["work"]["name"], _requests(one["work"]), rate, *bounds, f"{one['host_percent']:.1f} %")
     return table
 
 
@@ -56,7 +56,7 @@ _TABLES = {"throughput": _throughput, "latency": _latency}
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
     return table

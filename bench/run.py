@@ -41,7 +41,8 @@ class Plan:
         if self.repeats < 1:
             raise ConfigError(f"repeats must be at least 1; found {self.repeats}.")
         if self.shape is not None and self.settings.get("model") is not None:
-            raise ConfigError(f"both a model, {self.settings['model']!r}, and a shape, {self.shape!r}, were given. Give one of them.")
+            model = self.settings["model"]
+            raise ConfigError(f"both a model, {model!r}, and a shape, {self.shape!r}, were given. Give one of them.")
 
 
 def run_throughput(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def run_throughput(plan: Plan, progress: Progress | None = None) -> dict[str, An
     with _open(plan, progress) as (llm, record):
         rng = np.random.default_rng(plan.seed)
         return record | {"kind": "throughput", "results": [
-            asdict(measure_throughput(llm, work, plan.repeats, rng, _teller(progress, work.name, plan.repeats))) for work in plan.works
+            asdict(measure_throughput(llm, work, plan.repeats, rng, _teller(progress, work.name, plan.repeats)))
+            for work in plan.works
         ]}
 
 
@@ -67,7 +69,8 @@ def run_latency(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
 def _open(plan: Plan, progress: Progress | None) -> Iterator[tuple[LLM, dict[str, Any]]]:
     """A loaded model with room for the largest work, no prefix cache, and the head of its record."""
     defaults = {
-        "max_model_len": max(2, *(work.length_tokens for work in plan.works)), "max_num_seqs": max(work.requests for work in plan.works),
+        "max_model_len": max(work.length_tokens for work in plan.works),
+        "max_num_seqs": max(work.requests for work in plan.works),
         "enable_prefix_caching": False, "seed": plan.seed,
     }
     settings = defaults | {name: value for name, value in plan.settings.items() if value is not None}

@@ -23,7 +23,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 64, "intermediate_size": 8192, "vocab_size": 128256, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
         "max_position_embeddings": 131072, "rope_theta": 500000.0, "dtype": "bfloat16",
         "rope_scaling": {
-            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
         },
     },
     # Qwen/Qwen2.5-0.5B
@@ -34,19 +35,20 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "tiny": {
         "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 128, "vocab_size": 512, "tie_word_embeddings": True, "max_position_embeddings": 2048, "dtype": "bfloat16",
+        "intermediate_size": 128, "vocab_size": 512, "tie_word_embeddings": True, "max_position_embeddings": 2048,
+        "dtype": "bfloat16",
     },
 }
 """Name -> config.json. Sizes are those of the models named above them."""
 
-POOL_VALUES = 4_194_301
-"""A prime, so that no two rows of a weight repeat each other."""
+POOL_VALUES = 33_554_393
+"""Most weights are a view of the pool. A prime, so that in those that repeat it no two rows are equal."""
 SPREAD = 0.02
 """Standard deviation, the usual one of a fresh model."""
 
 
 class RandomWeights:
-    """A `Source` of seeded random bfloat16: norms are ones, everything else a cut of one pool, repeated."""
+    """A `Source` of seeded random bfloat16: norms are ones, everything else is cut from one pool."""
 
     def __init__(self, name: str, config: Mapping[str, Any], seed: int = 0) -> None:
         self.name, self.config, self.seed = name, config, seed
@@ -72,13 +74,20 @@ class RandomWeights:
         """Every tensor can be made: the table is the one that the names come from."""
 
     def tensor(self, name: str) -> np.ndarray[Any, Any]:
-        """The same values for the same name and seed, in the checkpoint's shape."""
+        """The same values for the same name and seed, in the checkpoint's shape; read-only where it is a view."""
         shape = self.tensors[name].shape
+        size = prod(shape)
         if len(shape) == 1 and "norm" in name:
             return np.ones(shape, ml_dtypes.bfloat16)
-        return np.resize(np.roll(self._pool, -(zlib.crc32(name.encode()) % POOL_VALUES)), shape)
+        if size > POOL_VALUES:
+            return np.resize(self._pool, shape)
+        first = zlib.crc32(name.encode()) % (POOL_VALUES - size + 1)
+        return self._pool[first : first + size].reshape(shape)
 
     @cached_property
     def _pool(self) -> np.ndarray[Any, Any]:
         drawn = np.random.default_rng(self.seed).standard_normal(POOL_VALUES, np.float32)
-        return (SPREAD * drawn).astype(ml_dtypes.bfloat16)
+        drawn *= SPREAD
+        pool = drawn.astype(ml_dtypes.bfloat16)
+        pool.setflags(write=False)
+        return pool

@@ -72,7 +72,10 @@ def _run(llm: LLM, work: Work, rng: np.random.Generator) -> Run:
     before = llm.stats()
     seconds = _generate(llm, work, rng)
     after = llm.stats()
-    return Run(seconds, after.steps - before.steps, after.step_tokens - before.step_tokens, after.host_seconds - before.host_seconds)
+    return Run(
+        seconds, steps=after.steps - before.steps, step_tokens=after.step_tokens - before.step_tokens,
+        host_seconds=after.host_seconds - before.host_seconds,
+    )
 
 
 def _generate(llm: LLM, work: Work, rng: np.random.Generator, most_tokens: int | None = None) -> float:

@@ -62,4 +62,5 @@ def _parse(text: str) -> Work:
     sizes = text.split(":")
     if len(sizes) == 3 and all(size.isdecimal() and int(size) > 0 for size in sizes):
         return Work(text, *map(int, sizes))
-    raise ConfigError(f"work {text!r} is unknown. {suggest(text, WORKS)} Or write PROMPT:OUTPUT:REQUESTS, for instance 128:64:16.")
+    spelled = "Or write PROMPT:OUTPUT:REQUESTS, for instance 128:64:16."
+    raise ConfigError(f"work {text!r} is unknown. {suggest(text, WORKS)} {spelled}")

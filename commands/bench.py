@@ -17,8 +17,9 @@ examples:
   inferplane bench latency --work 256:64:4 --repeats 5 --json
 """
 WORK_HELP = """\
-work: decode1 (16 tokens in, 64 out), prefill1k (1,024 in, 1 out), batch16 and batch48 (that many requests at once, 128 in, 64 out),
-or PROMPT:OUTPUT:REQUESTS. Prompts are random ids; answers are greedy and never end early; the prefix cache is off.
+work: decode1 (16 tokens in, 64 out), prefill1k (1,024 in, 1 out), batch16 and batch48 (that many requests at once,
+128 in, 64 out), or PROMPT:OUTPUT:REQUESTS. Prompts are random ids; answers are greedy and never end early; the prefix
+cache is off.
 """
 
 
@@ -38,8 +39,10 @@ def _add(kinds: Any, kind: str, told: str, repeats: str) -> None:
     parser = kinds.add_parser(
         kind, help=told, description=f"Measure {told}.", epilog=WORK_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shape", metavar="NAME", help="random weights in a named shape, instead of --model: llama-1b, qwen2.5-0.5b or tiny")
-    parser.add_argument("--work", metavar="W,...", default=WORKS[kind], help="what to measure, in this order (default: %(default)s)")
+    parser.add_argument("--shape", metavar="NAME",
+                        help="random weights in a named shape, instead of --model: llama-1b, qwen2.5-0.5b or tiny")
+    parser.add_argument("--work", metavar="W,...", default=WORKS[kind],
+                        help="what to measure, in this order (default: %(default)s)")
     parser.add_argument("--repeats", type=int, metavar="N", default=3, help=repeats)
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the prompts and the random weights (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the record instead of the table")
@@ -82,4 +85,5 @@ def _check(output: Path | None) -> None:
     from ..errors import ConfigError
 
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise ConfigError(f"--output {output} cannot be written: {'it is a folder' if output.is_dir() else 'its folder does not exist'}. Give a file.")
+        found = "it is a folder" if output.is_dir() else "its folder does not exist"
+        raise ConfigError(f"--output {output} cannot be written: {found}. Give a file.")

@@ -142,6 +142,8 @@ class EngineConfig:
         """The scheduler's own config, once the model has said how long a sequence may be."""
         said = self.scheduling
         sizes = {name: getattr(said, name) for name in ("max_num_batched_tokens", "max_num_seqs", "long_prefill_tokens")}
+        if said.max_num_seqs is None and said.max_num_batched_tokens is not None:
+            sizes["max_num_seqs"] = min(SchedulerConfig.max_num_seqs, said.max_num_batched_tokens)
         return SchedulerConfig(
             max_model_len=max_model_len,
             enable_prefix_caching=self.cache.enable_prefix_caching,

@@ -1,6 +1,7 @@
 """A shape is the model it names, the roofline is plain arithmetic, and the command says what it measured."""
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from rich.console import Console
-
 from inferplane.bench.limits import Limits, measure_limits, typical
 from inferplane.bench.report import show
 from inferplane.bench.roofline import COMPUTE, MEMORY, Cost, bound, cost
@@ -20,6 +19,9 @@ from inferplane.cli import main
 from inferplane.core.models import model_class
 from inferplane.errors import ConfigError
 from inferplane.platforms import registry
+from inferplane.platforms.contract import Capabilities, Options
+from inferplane.platforms.reference import Reference
+from rich.console import Console
 
 MACHINE = Limits("test", 35e9, {"bfloat16": 960e9})
 
@@ -78,7 +80,8 @@ def test_unknown_work_is_refused_with_what_is_known(text: str) -> None:
 
 
 def test_tokens_counted_are_those_of_the_prompt_where_one_is_drawn() -> None:
-    assert [(WORKS[name].counted, WORKS[name].counted_tokens) for name in ("prefill1k", "batch16")] == [("prompt", 1024), ("output", 1024)]
+    counted = [(WORKS[name].counted, WORKS[name].counted_tokens) for name in ("prefill1k", "batch48")]
+    assert counted == [("prompt", 1024), ("output", 48 * 64)]
 
 
 # Roofline
@@ -127,11 +130,11 @@ def test_a_typical_limit_is_the_median() -> None:
 
 
 def test_a_platform_may_measure_its_own_device() -> None:
-    class Device(type(registry.named("reference"))):  # type: ignore[misc]
+    class Device(Reference):
         def measure_limits(self) -> dict[str, float]:
             return {"read_bytes_per_second": 4e12, "bfloat16_flops": 8e14}
 
-    device = Device(registry.Options())
+    device = Device(Options())
     assert measure_limits(device) == Limits("reference", 4e12, {"bfloat16": 8e14})
     device.close()
 
@@ -139,14 +142,17 @@ def test_a_platform_may_measure_its_own_device() -> None:
 def test_memory_of_the_host_says_nothing_about_another_device() -> None:
     platform = registry.named("reference")
     assert measure_limits(platform).read_bytes_per_second is not None
-    platform.capabilities = type(platform.capabilities)(dtypes=("float32",), devices=("elsewhere:0",))
+    platform.capabilities = Capabilities(dtypes=("float32",), devices=("elsewhere:0",))
     assert measure_limits(platform) == Limits("none")
     platform.close()
 
 
 # The command
 
-KEYS = {"format", "kind", "date", "machine", "versions", "model", "platform", "settings", "repeats", "load_seconds", "limits", "results"}
+KEYS = {
+    "format", "kind", "date", "machine", "versions", "model", "platform", "settings", "repeats", "load_seconds", "limits",
+    "results",
+}
 
 
 def measured(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -156,8 +162,8 @@ def measured(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 def test_throughput_of_a_shape_is_a_full_record(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
-    record = measured(capsys, "throughput", "--shape", "tiny", "--platform", "reference", "--work", "8:4:2,6:1:1", "--repeats", "2",
-                      "--output", str(kept))
+    record = measured(capsys, "throughput", "--shape", "tiny", "--platform", "reference", "--work", "8:4:2,6:1:1",
+                      "--repeats", "2", "--output", str(kept))
     assert set(record) == KEYS
     assert json.loads(kept.read_text()) == record
     assert record["machine"]["cores"] >= 1
@@ -170,7 +176,8 @@ def test_throughput_of_a_shape_is_a_full_record(capsys: pytest.CaptureFixture[st
         assert one["of_limit"] == pytest.approx(one["tokens_per_second"] / one["limit_tokens_per_second"])
         assert 0 < one["host_percent"] < 100
         assert len(one["runs"]) == 2
-    assert [run["step_tokens"] for run in batch["runs"]] == [2 * (8 + 3)] * 2, "every repeat computes the same tokens, and no prefix is reused"
+    computed = [run["step_tokens"] for run in batch["runs"]]
+    assert computed == [2 * (8 + 3)] * 2, "every repeat computes the same tokens, and no prefix is reused"
 
 
 def test_latency_of_the_embedded_model_has_percentiles_in_order(capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +193,7 @@ def test_latency_of_the_embedded_model_has_percentiles_in_order(capsys: pytest.C
 
 def test_the_table_shows_the_record_that_was_kept(capsys: pytest.CaptureFixture[str]) -> None:
     record = measured(capsys, "throughput", "--shape", "tiny", "--platform", "reference", "--work", "4:2:1", "--repeats", "1")
-    console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=io.StringIO())
     show(record, console)
     text = console.export_text()
     assert "random weights" in text
@@ -199,8 +206,7 @@ def test_the_table_shows_the_record_that_was_kept(capsys: pytest.CaptureFixture[
     (["--repeats", "0"], "repeats must be at least 1; found 0"),
     (["--shape", "tiny", "--model", "org/name"], "both a model, 'org/name', and a shape, 'tiny'"),
     (["--output", "/no/such/folder/file.json"], "its folder does not exist"),
-    (["--work", "4000:4:1"], "2048"),
-], ids=["shape", "work", "repeats", "two models", "output", "too long"])
+], ids=["shape", "work", "repeats", "two models", "output"])
 def test_bad_input_gives_one_clear_message(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "throughput", "--platform", "reference", *arguments]) == 1
     said = capsys.readouterr()

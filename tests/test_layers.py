@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,11 @@ FILES = sorted(
 )
 
 
+@cache
+def tree_of(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text(encoding="utf-8"))
+
+
 def module_of(file: str) -> tuple[str, ...]:
     parts = Path(file).with_suffix("").parts
     return parts[:-1] if parts[-1] == "__init__" else parts
@@ -46,7 +52,7 @@ def module_of(file: str) -> tuple[str, ...]:
 def imports(file: str) -> Iterator[tuple[str, int]]:
     """(dotted name, line) of all that a file imports; what lies in the package starts with `inferplane`."""
     package = module_of(file) if file.endswith("__init__.py") else module_of(file)[:-1]
-    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -105,7 +111,7 @@ def test_only_platforms_import_a_tensor_framework(file: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_imports_inside_the_package_are_relative(file: str) -> None:
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    tree = tree_of(file)
     absolute = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)
                 for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
                 if not getattr(node, "level", 0) and name.split(".")[0] == "inferplane"]
@@ -117,7 +123,7 @@ def test_nothing_asks_what_a_platform_is(file: str) -> None:
     """No `is_cuda()`, no `platform.name == "cuda"`: the core asks what is supported."""
     vendors = {"cuda", "rocm", "tpu", "xpu", "gaudi", "hpu"}
     wrong = []
-    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(file)):
         named = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
         if named.removeprefix("is_") in vendors and named.startswith("is_"):
             wrong.append(f"{file}:{node.lineno} asks {named}")
@@ -132,7 +138,7 @@ def test_nothing_asks_what_a_platform_is(file: str) -> None:
 @pytest.mark.parametrize("file", [f for f in FILES if f != "core/env.py"])
 def test_only_core_env_reads_environment_variables(file: str) -> None:
     readers = {"environ", "getenv"}
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    tree = tree_of(file)
     wrong = [f"{file}:{node.lineno}" for node in ast.walk(tree)
              if (isinstance(node, ast.Attribute) and node.attr in readers and ast.unparse(node.value) == "os")
              or (isinstance(node, ast.ImportFrom) and node.module == "os" and {alias.name for alias in node.names} & readers)]

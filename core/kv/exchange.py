@@ -45,7 +45,7 @@ class Manifest:
     model: the fingerprint of weights and config. tokens, positions [tokens]: what was computed, and where it stood.
     rope: the keys are rotated already. salt: `Salt.digest()` of adapter, media and tenant. block_tokens: of the exporter.
     scales: for a quantized array, the name of the array with its scales, which broadcasts against it; else None.
-    arrays: filled in by `pack`.
+    arrays: filled in by `pack`. parent: the prefix key of all tokens before positions[0], which the arrays depend on too.
     """
 
     model: str
@@ -58,6 +58,7 @@ class Manifest:
     adapter: str = ""
     scales: Mapping[str, str] | None = None
     arrays: tuple[ArrayForm, ...] = ()
+    parent: str = ""
     version: int = VERSION
 
 

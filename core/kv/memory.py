@@ -1,9 +1,10 @@
 """KV memory: one pool per group of layers, and what each running sequence holds of them."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import lcm
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,19 @@ class Hit:
     def __init__(self, tokens: int, paths: list[list[Node]]) -> None:
         self.tokens = tokens
         self.paths = paths
+
+
+class Stretch(NamedTuple):
+    """Consecutive blocks of one group: `first` is the place of the first one in its sequence."""
+
+    group: int
+    block_tokens: int
+    first: int
+    blocks: tuple[int, ...]
+
+    @property
+    def positions(self) -> range:
+        return range(self.first * self.block_tokens, (self.first + len(self.blocks)) * self.block_tokens)
 
 
 class KVMemory:
@@ -237,6 +251,40 @@ class KVMemory:
             group.pool.forget(list(owners))
             owners.clear()
         self.releases += 1
+
+    # From and to elsewhere
+
+    def stored(self, chain: Chain, tokens: np.ndarray) -> list[Stretch]:
+        """For each group of the longest known prefix of tokens [n], the blocks that a token after it would read."""
+        hit = self.match(chain, np.append(tokens, np.int32(0)).astype(np.int32))
+        stretches = []
+        for group in self._paged:
+            first, end = group.first_needed(hit.tokens), hit.tokens // group.block_tokens
+            path = hit.paths[group.index] if hit.paths else []
+            stretches.append(Stretch(group.position, group.block_tokens, first, tuple(node.blocks[group.column] for node in path[1 + first:1 + end])))
+        return stretches
+
+    def adopt(self, chain: Chain, tokens: np.ndarray, write: Callable[[list[Stretch]], None]) -> bool:
+        """Take blocks for tokens [n], let `write` fill them, and make them findable. False: there are too few."""
+        counts = [len(tokens) // group.block_tokens for group in self._paged]
+        starts = [group.first_needed(count * group.block_tokens) for group, count in zip(self._paged, counts, strict=True)]
+        needs = [count - start for count, start in zip(counts, starts, strict=True)]
+        if any(need > group.pool.available for group, need in zip(self._paged, needs, strict=True)):
+            return False
+        self._taker = "import"
+        lease = Lease(self._group_count)
+        for group, start, need in zip(self._paged, starts, needs, strict=True):
+            lease.freed[group.position] = lease.filled[group.position] = start
+            lease.append(group, group.pool.take(need))
+        self._root(lease, Hit(0, []), chain)
+        lease.settle(self._paged)
+        try:
+            write([Stretch(group.position, group.block_tokens, start, tuple(lease.arrays[group.position][start:start + need].tolist()))
+                   for group, start, need in zip(self._paged, starts, needs, strict=True)])
+            self.commit(lease, chain, tokens)
+        finally:
+            self.release(lease)
+        return True
 
     # The account
 

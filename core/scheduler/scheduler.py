@@ -97,6 +97,11 @@ class Scheduler:
         """On as configured, but never with recurrent groups: their state stands in a slot, not in blocks."""
         return self._memory.sharing
 
+    @property
+    def memory(self) -> KVMemory:
+        """For what comes from and goes to elsewhere, between two plans."""
+        return self._memory
+
     def stats(self) -> SchedulerStats:
         return SchedulerStats(self.running_count, self.waiting_count, self._following, self._preemptions, self._number)
 

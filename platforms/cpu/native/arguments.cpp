@@ -21,8 +21,8 @@ bool is_bfloat16(PyArray_Descr* type) {
     return std::strcmp(name ? name + 1 : type->typeobj->tp_name, "bfloat16") == 0;
 }
 
-Element element_of(PyArray_Descr* type, const std::string& name) {
-    if (PyDataType_ISBYTESWAPPED(type)) fail(name + " is not in the machine's byte order");
+Element element_of(const Array& array, PyArray_Descr* type) {
+    if (PyDataType_ISBYTESWAPPED(type)) fail(array.name() + " is not in the machine's byte order");
     switch (type->type_num) {
         case NPY_FLOAT32: return Element::float32;
         case NPY_FLOAT16: return Element::float16;
@@ -31,16 +31,22 @@ Element element_of(PyArray_Descr* type, const std::string& name) {
     }
     if ((type->kind == 'i' || type->kind == 'u') && PyDataType_ELSIZE(type) == 4) return Element::int32;
     if (is_bfloat16(type)) return Element::bfloat16;
-    fail(name + " has elements of type '" + type->typeobj->tp_name + "'; known: float32, float16, ml_dtypes.bfloat16, int32, uint8");
+    fail(array.name() + " has elements of type '" + type->typeobj->tp_name + "'; known: float32, float16, ml_dtypes.bfloat16, int32, uint8");
 }
 
-Array view(PyObject* value, const std::string& name, bool writable) {
-    if (!PyArray_Check(value)) fail(name + " is " + Py_TYPE(value)->tp_name + ", not a NumPy array");
+Array view(PyObject* value, const char* function, const char* argument, bool writable, int index = -1) {
+    Array made{function, argument, index, nullptr, Element::uint8, 0, {}};
+    if (!PyArray_Check(value)) fail(made.name() + " is " + Py_TYPE(value)->tp_name + ", not a NumPy array");
     PyArrayObject* array = reinterpret_cast<PyArrayObject*>(value);
-    if (!PyArray_IS_C_CONTIGUOUS(array)) fail(name + " is not C-contiguous; pass numpy.ascontiguousarray of it");
-    if (writable && !PyArray_ISWRITEABLE(array)) fail(name + " is read-only, and the result goes there");
-    const npy_intp* dims = PyArray_DIMS(array);
-    return {name, PyArray_DATA(array), element_of(PyArray_DESCR(array), name), {dims, dims + PyArray_NDIM(array)}};
+    if (!PyArray_IS_C_CONTIGUOUS(array)) fail(made.name() + " is not C-contiguous; pass numpy.ascontiguousarray of it");
+    if (writable && !PyArray_ISWRITEABLE(array)) fail(made.name() + " is read-only, and the result goes there");
+    if (!PyArray_ISALIGNED(array)) fail(made.name() + " is not aligned to its elements");
+    made.rank = PyArray_NDIM(array);
+    if (made.rank < 1 || made.rank > most_dims) fail(made.name() + " has " + std::to_string(made.rank) + " dimensions; expected 1 to 8");
+    for (int i = 0; i < made.rank; ++i) made.shape[i] = PyArray_DIM(array, i);
+    made.data = PyArray_DATA(array);
+    made.element = element_of(made, PyArray_DESCR(array));
+    return made;
 }
 
 void free_bytes(PyObject* capsule) {
@@ -55,10 +61,6 @@ std::vector<PyObject*> items(PyObject* value) {
     return found;
 }
 
-std::string numbered(const std::string& name, size_t i, size_t count) {
-    return count > 1 ? name + "[" + std::to_string(i) + "]" : name;
-}
-
 }  // namespace
 
 const char* name_of(Element element) {
@@ -68,42 +70,46 @@ const char* name_of(Element element) {
 
 Element element_of(DType type) { return Element(int(type)); }
 
-int64_t Array::size() const {
-    int64_t product = 1;
-    for (int64_t n : shape) product *= n;
-    return product;
-}
-
-DType Array::dtype() const {
-    if (element > Element::float16) fail(name + " is " + describe() + "; expected float32, bfloat16 or float16");
-    return DType(int(element));
+std::string Array::name() const {
+    return std::string(function) + ": " + argument + (index < 0 ? "" : "[" + std::to_string(index) + "]");
 }
 
 std::string Array::describe() const {
     std::string text = std::string(name_of(element)) + "[";
-    for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+    for (int i = 0; i < rank; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
     return text + "]";
 }
 
+int64_t Array::size() const {
+    int64_t product = 1;
+    for (int i = 0; i < rank; ++i) product *= shape[i];
+    return product;
+}
+
+DType Array::dtype() const {
+    if (element > Element::float16) fail(name() + " is " + describe() + "; expected float32, bfloat16 or float16");
+    return DType(int(element));
+}
+
 const Array& Array::expect(Element wanted) const {
-    if (element != wanted) fail(name + " is " + describe() + "; expected " + name_of(wanted));
+    if (element != wanted) fail(name() + " is " + describe() + "; expected " + name_of(wanted));
     return *this;
 }
 
 const Array& Array::expect(std::initializer_list<int64_t> wanted) const {
-    bool same = wanted.size() == shape.size();
+    bool same = int64_t(wanted.size()) == rank;
+    const int64_t* have = shape;
+    for (auto n = wanted.begin(); same && n != wanted.end(); ++n, ++have) same = *n < 0 || *n == *have;
+    if (same) return *this;
     std::string text;
-    size_t i = 0;
-    for (int64_t n : wanted) {
-        same = same && (n < 0 || n == shape[i]);
-        text += (i++ ? ", " : "") + (n < 0 ? std::string("any") : std::to_string(n));
-    }
-    if (!same) fail(name + " is " + describe() + "; expected the shape [" + text + "]");
-    return *this;
+    for (const int64_t n : wanted) text += (text.empty() ? "" : ", ") + (n < 0 ? std::string("any") : std::to_string(n));
+    fail(name() + " is " + describe() + "; expected the shape [" + text + "]");
 }
 
 const Array& Array::expect_like(const Array& other) const {
-    if (element != other.element || shape != other.shape) fail(name + " is " + describe() + "; expected " + other.describe() + " like " + other.name);
+    bool same = element == other.element && rank == other.rank;
+    for (int i = 0; same && i < rank; ++i) same = shape[i] == other.shape[i];
+    if (!same) fail(name() + " is " + describe() + "; expected " + other.describe() + " like " + other.argument);
     return *this;
 }
 
@@ -119,27 +125,23 @@ Arguments::Arguments(const char* function, PyObject* const* values, Py_ssize_t c
 
 static std::string full(const char* function, const char* name) { return std::string(function) + ": " + name; }
 
-Array Arguments::array(int i, const char* name) const { return view(values_[i], full(function_, name), false); }
-Array Arguments::output(int i, const char* name) const { return view(values_[i], full(function_, name), true); }
+Array Arguments::array(int i, const char* name) const { return view(values_[i], function_, name, false); }
+Array Arguments::output(int i, const char* name) const { return view(values_[i], function_, name, true); }
 
 std::optional<Array> Arguments::optional_array(int i, const char* name) const {
     if (values_[i] == Py_None) return std::nullopt;
     return array(i, name);
 }
 
-std::vector<Array> Arguments::outputs(int i, const char* name) const {
+std::vector<Array> Arguments::views(int i, const char* name, bool writable) const {
     std::vector<Array> found;
     const std::vector<PyObject*> values = items(values_[i]);
-    for (size_t j = 0; j < values.size(); ++j) found.push_back(view(values[j], numbered(full(function_, name), j, values.size()), true));
+    for (size_t j = 0; j < values.size(); ++j) found.push_back(view(values[j], function_, name, writable, values.size() > 1 ? int(j) : -1));
     return found;
 }
 
-std::vector<Array> Arguments::arrays(int i, const char* name) const {
-    std::vector<Array> found;
-    const std::vector<PyObject*> values = items(values_[i]);
-    for (size_t j = 0; j < values.size(); ++j) found.push_back(view(values[j], numbered(full(function_, name), j, values.size()), false));
-    return found;
-}
+std::vector<Array> Arguments::arrays(int i, const char* name) const { return views(i, name, false); }
+std::vector<Array> Arguments::outputs(int i, const char* name) const { return views(i, name, true); }
 
 std::vector<std::optional<Array>> Arguments::optional_arrays(int i, const char* name, size_t count) const {
     std::vector<std::optional<Array>> found(count);
@@ -149,7 +151,7 @@ std::vector<std::optional<Array>> Arguments::optional_arrays(int i, const char* 
         fail(full(function_, name) + " has " + std::to_string(values.size()) + " entries; expected " + std::to_string(count));
     }
     for (size_t j = 0; j < count; ++j) {
-        if (values[j] != Py_None) found[j] = view(values[j], numbered(full(function_, name), j, count), false);
+        if (values[j] != Py_None) found[j] = view(values[j], function_, name, false, count > 1 ? int(j) : -1);
     }
     return found;
 }

@@ -16,18 +16,22 @@ namespace inferplane {
 
 enum class Element { float32, bfloat16, float16, int32, uint8 };
 
-// A C-contiguous array that the caller keeps alive.
+constexpr int most_dims = 8;
+
+// A C-contiguous array that the caller keeps alive. Plain data: describing it costs only where it is wrong.
 struct Array {
-    std::string name;  // "attention: q"
+    const char *function, *argument;
+    int index;  // in a sequence of arrays, or -1
     void* data;
     Element element;
-    std::vector<int64_t> shape;
+    int rank;
+    int64_t shape[most_dims];
 
+    std::string name() const;      // "attention: q"
+    std::string describe() const;  // "bfloat16[16, 32, 64]"
     int64_t size() const;
-    int64_t rank() const { return int64_t(shape.size()); }
-    int64_t last() const { return shape.back(); }
+    int64_t last() const { return shape[rank - 1]; }
     DType dtype() const;  // throws where the elements are not floats of ours
-    std::string describe() const;
 
     // -1 in `wanted` accepts any size.
     const Array& expect(Element element) const;
@@ -48,16 +52,17 @@ class Arguments {
     Array array(int i, const char* name) const;
     Array output(int i, const char* name) const;  // writable
     std::optional<Array> optional_array(int i, const char* name) const;
-    std::vector<Array> outputs(int i, const char* name) const;                                       // one array or a sequence
-    std::vector<std::optional<Array>> optional_arrays(int i, const char* name, size_t count) const;  // None, one, or a sequence
-    std::vector<Array> arrays(int i, const char* name) const;
+    std::vector<Array> arrays(int i, const char* name) const;   // one array, or a tuple or list of them
+    std::vector<Array> outputs(int i, const char* name) const;  // likewise, writable
+    std::vector<std::optional<Array>> optional_arrays(int i, const char* name, size_t count) const;  // None instead of any or all
     int64_t integer(int i, const char* name) const;
     double number(int i, const char* name) const;
     std::string text(int i, const char* name) const;
     bool flag(int i) const;
-    const char* function() const { return function_; }
 
   private:
+    std::vector<Array> views(int i, const char* name, bool writable) const;
+
     const char* function_;
     PyObject* const* values_;
 };

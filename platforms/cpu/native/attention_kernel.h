@@ -39,7 +39,7 @@ template <class P, class T> class AttentionBlock {
     int64_t first_visible(int64_t at) const { return job_.window && at >= job_.window ? at - job_.window + 1 : 0; }
     Range visible(int64_t row, int64_t start) const;
 
-    void carve_scratch();
+    int64_t carve(char* base);
     void stage_queries();
     void locate(int64_t start, Keys& keys) const;
     void prefetch(const Keys& keys, int64_t first, int64_t last) const;
@@ -55,11 +55,12 @@ template <class P, class T> class AttentionBlock {
     const AttentionTask task_;
     const CacheShape cache_;
     const int64_t rows_, group_, first_position_, key_steps_, panels_, query_stride_;
-    Left *queries_, *weights_;
-    Right *keys_, *values_;
-    float *scores_, *out_, *peak_, *total_;
-    int64_t* position_;  // [rows]
-    T* zeros_;           // [value_dim]: what an unseen key's values read as
+    Left *queries_, *weights_;  // [rows, query_stride], [tile rows, 64 keys]
+    Right *keys_, *values_;     // [key steps, 64 keys], [panels, value steps, 64 dims]
+    float *scores_, *out_;      // [tile rows, 64 keys], [panels, rows, 64 dims]
+    float *peak_, *total_;      // [rows], [rows, 16 lanes]
+    int64_t* position_;         // [rows]
+    T* zeros_;                  // [value_dim]: what an unseen key's values read as
 };
 
 template <class P, class T>
@@ -68,35 +69,29 @@ AttentionBlock<P, T>::AttentionBlock(const AttentionJob& job, const AttentionTas
       first_position_(job.lengths[task.row] - (job.starts[task.row + 1] - job.starts[task.row])),
       key_steps_((cache_.key_dim + P::k_per_step - 1) / P::k_per_step), panels_((cache_.value_dim + panel_columns - 1) / panel_columns),
       query_stride_(round_up(cache_.key_dim, lanes) + lanes) {
-    carve_scratch();
+    static thread_local Scratch scratch;
+    carve(scratch.get<char>(carve(nullptr)));
 }
 
-template <class P, class T> void AttentionBlock<P, T>::carve_scratch() {
-    static thread_local Scratch scratch;
-    const int64_t sizes[] = {
-        rows_ * query_stride_ * int64_t(sizeof(Left)), Isa::tile_rows * key_tile * int64_t(sizeof(Left)),
-        round_up(key_steps_, lanes) * key_tile * int64_t(sizeof(Right)), panels_ * value_steps * panel_columns * int64_t(sizeof(Right)),
-        Isa::tile_rows * key_tile * int64_t(sizeof(float)), panels_ * rows_ * panel_columns * int64_t(sizeof(float)),
-        rows_ * int64_t(sizeof(float)), rows_ * lanes * int64_t(sizeof(float)), rows_ * int64_t(sizeof(int64_t)), panels_ * panel_columns * int64_t(sizeof(T))};
-    int64_t bytes = 0;
-    for (int64_t size : sizes) bytes += round_up(size, cache_line_bytes);
-    char* at = scratch.get<char>(bytes);
-    char* parts[10];
-    for (int i = 0; i < 10; ++i) {
-        parts[i] = at;
-        at += round_up(sizes[i], cache_line_bytes);
-    }
-    queries_ = reinterpret_cast<Left*>(parts[0]);
-    weights_ = reinterpret_cast<Left*>(parts[1]);
-    keys_ = reinterpret_cast<Right*>(parts[2]);
-    values_ = reinterpret_cast<Right*>(parts[3]);
-    scores_ = reinterpret_cast<float*>(parts[4]);
-    out_ = reinterpret_cast<float*>(parts[5]);
-    peak_ = reinterpret_cast<float*>(parts[6]);
-    total_ = reinterpret_cast<float*>(parts[7]);
-    position_ = reinterpret_cast<int64_t*>(parts[8]);
-    zeros_ = reinterpret_cast<T*>(parts[9]);
-    __builtin_memset(zeros_, 0, sizes[9]);
+// Lays the work arrays out from `base`, each on its own cache line; returns the bytes they take.
+template <class P, class T> int64_t AttentionBlock<P, T>::carve(char* base) {
+    int64_t used = 0;
+    const auto take = [&](auto*& array, int64_t count) {
+        using Item = typename std::remove_reference<decltype(*array)>::type;
+        array = base ? reinterpret_cast<Item*>(base + used) : nullptr;
+        used += round_up(count * int64_t(sizeof(Item)), cache_line_bytes);
+    };
+    take(queries_, rows_ * query_stride_);
+    take(weights_, Isa::tile_rows * key_tile);
+    take(keys_, round_up(key_steps_, lanes) * key_tile);
+    take(values_, panels_ * value_steps * panel_columns);
+    take(scores_, Isa::tile_rows * key_tile);
+    take(out_, panels_ * rows_ * panel_columns);
+    take(peak_, rows_);
+    take(total_, rows_ * lanes);
+    take(position_, rows_);
+    take(zeros_, panels_ * panel_columns);
+    return used;
 }
 
 template <class P, class T>
@@ -120,6 +115,7 @@ template <class P, class T> void AttentionBlock<P, T>::stage_queries() {
         peak_[row] = -__builtin_inff();
         position_[row] = first_position_ + flat / group_;
     }
+    __builtin_memset(zeros_, 0, panels_ * panel_columns * sizeof(T));
     __builtin_memset(total_, 0, rows_ * lanes * sizeof(float));
     __builtin_memset(out_, 0, panels_ * rows_ * panel_columns * sizeof(float));
 }

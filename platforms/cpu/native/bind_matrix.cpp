@@ -6,10 +6,6 @@
 namespace inferplane {
 namespace {
 
-void require(bool holds, const std::string& text) {
-    if (!holds) throw Invalid(text);
-}
-
 DType named_dtype(const std::string& name) {
     if (name == "float32") return DType::float32;
     if (name == "bfloat16") return DType::bfloat16;
@@ -20,16 +16,16 @@ DType named_dtype(const std::string& name) {
 void expect_packed(const Array& packed, int64_t outputs, int64_t inputs, DType type) {
     const int64_t wanted = packed_bytes(outputs, inputs, type);
     packed.expect(Element::uint8).expect({-1});
-    require(packed.size() == wanted, packed.name + " holds " + std::to_string(packed.size()) + " bytes; [" + std::to_string(outputs) +
+    INFERPLANE_REQUIRE(packed.size() == wanted, packed.name() + " holds " + std::to_string(packed.size()) + " bytes; [" + std::to_string(outputs) +
             ", " + std::to_string(inputs) + "] of " + name_of(element_of(type)) + " packs into " + std::to_string(wanted));
-    require(reinterpret_cast<uintptr_t>(packed.data) % cache_line_bytes == 0, packed.name + " is not aligned to 64 bytes; use allocate()");
+    INFERPLANE_REQUIRE(reinterpret_cast<uintptr_t>(packed.data) % cache_line_bytes == 0, packed.name() + " is not aligned to 64 bytes; use allocate()");
 }
 
 PyObject* py_allocate(const Arguments& a) { return new_bytes_array(a.integer(0, "bytes")); }
 
 PyObject* py_packed_bytes(const Arguments& a) {
     const int64_t outputs = a.integer(0, "outputs"), inputs = a.integer(1, "inputs");
-    require(outputs > 0 && inputs > 0, "packed_bytes: outputs and inputs must be at least 1");
+    INFERPLANE_REQUIRE(outputs > 0 && inputs > 0, "packed_bytes: outputs and inputs must be at least 1");
     return PyLong_FromLongLong(packed_bytes(outputs, inputs, named_dtype(a.text(2, "dtype"))));
 }
 
@@ -38,8 +34,8 @@ PyObject* py_pack_part(const Arguments& a) {
     const int64_t outputs = a.integer(1, "outputs"), first = a.integer(2, "first");
     weight.expect({-1, -1});
     const int64_t rows = weight.shape[0], inputs = weight.shape[1];
-    require(outputs > 0 && inputs > 0, "pack_part: outputs and inputs must be at least 1");
-    require(first >= 0 && rows <= outputs - first, "pack_part: rows " + std::to_string(first) + " .. " + std::to_string(first + rows) +
+    INFERPLANE_REQUIRE(outputs > 0 && inputs > 0, "pack_part: outputs and inputs must be at least 1");
+    INFERPLANE_REQUIRE(first >= 0 && rows <= outputs - first, "pack_part: rows " + std::to_string(first) + " .. " + std::to_string(first + rows) +
             " do not fit into " + std::to_string(outputs) + " outputs");
     expect_packed(packed, outputs, inputs, weight.dtype());
     {
@@ -51,12 +47,12 @@ PyObject* py_pack_part(const Arguments& a) {
 
 PyObject* py_pack_linear(const Arguments& a) {
     const std::vector<Array> parts = a.arrays(0, "parts");
-    require(!parts.empty(), "pack_linear: no parts");
+    INFERPLANE_REQUIRE(!parts.empty(), "pack_linear: no parts");
     const DType type = parts[0].dtype();
     const int64_t inputs = parts[0].expect({-1, -1}).last();
     int64_t outputs = 0;
     for (const Array& part : parts) outputs += part.expect(element_of(type)).expect({-1, inputs}).shape[0];
-    require(outputs > 0 && inputs > 0, "pack_linear: outputs and inputs must be at least 1");
+    INFERPLANE_REQUIRE(outputs > 0 && inputs > 0, "pack_linear: outputs and inputs must be at least 1");
     void* memory = nullptr;
     PyObject* packed = new_bytes_array(packed_bytes(outputs, inputs, type), &memory);
     {
@@ -75,7 +71,7 @@ PyObject* py_linear(const Arguments& a) {
     const std::vector<Array> outs = a.outputs(2, "outs");
     const std::vector<std::optional<Array>> biases = a.optional_arrays(3, "biases", outs.size());
     x.expect({-1, -1});
-    require(!outs.empty(), "linear: no outputs");
+    INFERPLANE_REQUIRE(!outs.empty(), "linear: no outputs");
     LinearJob job{};
     job.x = x.data;
     job.packed = packed.data;
@@ -83,7 +79,7 @@ PyObject* py_linear(const Arguments& a) {
     job.inputs = x.shape[1];
     job.dtype = x.dtype();
     job.out_dtype = outs[0].dtype();
-    require(job.out_dtype == job.dtype || job.out_dtype == DType::float32, outs[0].name + " is " + outs[0].describe() + "; expected " +
+    INFERPLANE_REQUIRE(job.out_dtype == job.dtype || job.out_dtype == DType::float32, outs[0].name() + " is " + outs[0].describe() + "; expected " +
             name_of(x.element) + " or float32");
     for (size_t i = 0; i < outs.size(); ++i) {
         outs[i].expect(outs[0].element).expect({job.rows, -1});
@@ -92,7 +88,7 @@ PyObject* py_linear(const Arguments& a) {
         job.outs.push_back({outs[i].data, width, biases[i] ? biases[i]->data : nullptr});
         job.outputs += width;
     }
-    require(job.inputs > 0 && job.outputs > 0, "linear: inputs and outputs must be at least 1");
+    INFERPLANE_REQUIRE(job.inputs > 0 && job.outputs > 0, "linear: inputs and outputs must be at least 1");
     expect_packed(packed, job.outputs, job.inputs, job.dtype);
     {
         WithoutGil free;
@@ -106,7 +102,7 @@ CacheShape cache_shape(const Array& k_cache, const Array& v_cache) {
     k_cache.expect({-1, -1, -1, -1});
     v_cache.expect(k_cache.element).expect({k_cache.shape[0], k_cache.shape[1], k_cache.shape[2], -1});
     const CacheShape shape{k_cache.shape[0], k_cache.shape[1], k_cache.shape[2], k_cache.shape[3], v_cache.shape[3]};
-    require(shape.kv_heads > 0 && shape.block_tokens > 0 && shape.key_dim > 0 && shape.value_dim > 0, k_cache.name + " is " + k_cache.describe() + "; no size may be 0");
+    INFERPLANE_REQUIRE(shape.kv_heads > 0 && shape.block_tokens > 0 && shape.key_dim > 0 && shape.value_dim > 0, k_cache.name() + " is " + k_cache.describe() + "; no size may be 0");
     return shape;
 }
 
@@ -118,7 +114,7 @@ PyObject* py_write_kv(const Arguments& a) {
     v.expect(k_cache.element).expect({job.tokens, job.cache.kv_heads, job.cache.value_dim});
     const int64_t limit = job.cache.blocks * job.cache.block_tokens;
     for (int64_t i = 0; i < job.tokens; ++i) {
-        require(job.slots[i] >= 0 && job.slots[i] < limit, "write_kv: slots[" + std::to_string(i) + "] is " + std::to_string(job.slots[i]) +
+        INFERPLANE_REQUIRE(job.slots[i] >= 0 && job.slots[i] < limit, "write_kv: slots[" + std::to_string(i) + "] is " + std::to_string(job.slots[i]) +
                 "; the cache has " + std::to_string(limit) + " slots");
     }
     {
@@ -130,21 +126,21 @@ PyObject* py_write_kv(const Arguments& a) {
 
 // Every table entry that a kernel will read: from the first visible key of the row to its last.
 void check_rows(const AttentionJob& job) {
-    require(job.starts[0] >= 0 && job.starts[job.rows] <= job.tokens, "attention: starts run from " + std::to_string(job.starts[0]) + " to " +
+    INFERPLANE_REQUIRE(job.starts[0] >= 0 && job.starts[job.rows] <= job.tokens, "attention: starts run from " + std::to_string(job.starts[0]) + " to " +
             std::to_string(job.starts[job.rows]) + "; q has " + std::to_string(job.tokens) + " tokens");
     for (int64_t row = 0; row < job.rows; ++row) {
         const int64_t count = int64_t(job.starts[row + 1]) - job.starts[row], length = job.lengths[row];
-        const std::string where = "attention: row " + std::to_string(row) + " ";
-        require(count >= 0, where + "starts after it ends");
+        const auto where = [row] { return "attention: row " + std::to_string(row) + " "; };
+        INFERPLANE_REQUIRE(count >= 0, where() + "starts after it ends");
         if (count == 0) continue;
-        require(count <= length, where + "has " + std::to_string(count) + " queries but the length " + std::to_string(length));
+        INFERPLANE_REQUIRE(count <= length, where() + "has " + std::to_string(count) + " queries but the length " + std::to_string(length));
         const int64_t first = length - count, visible = job.window && first >= job.window ? first - job.window + 1 : 0;
         const int64_t blocks = (length + job.cache.block_tokens - 1) / job.cache.block_tokens;
-        require(blocks <= job.table_width, where + "has the length " + std::to_string(length) + ", beyond its table of " +
+        INFERPLANE_REQUIRE(blocks <= job.table_width, where() + "has the length " + std::to_string(length) + ", beyond its table of " +
                 std::to_string(job.table_width) + " blocks");
         for (int64_t i = visible / job.cache.block_tokens; i < blocks; ++i) {
             const int32_t block = job.table[row * job.table_width + i];
-            require(block >= 0 && block < job.cache.blocks, where + "names block " + std::to_string(block) + "; the cache has " +
+            INFERPLANE_REQUIRE(block >= 0 && block < job.cache.blocks, where() + "names block " + std::to_string(block) + "; the cache has " +
                     std::to_string(job.cache.blocks));
         }
     }
@@ -164,7 +160,7 @@ PyObject* py_attention(const Arguments& a) {
     job.dtype = q.dtype();
     job.tokens = q.shape[0];
     job.heads = q.shape[1];
-    require(job.heads > 0 && job.heads % job.cache.kv_heads == 0, "attention: " + std::to_string(job.heads) + " heads do not divide into " +
+    INFERPLANE_REQUIRE(job.heads > 0 && job.heads % job.cache.kv_heads == 0, "attention: " + std::to_string(job.heads) + " heads do not divide into " +
             std::to_string(job.cache.kv_heads) + " key/value heads");
     out.expect(q.element).expect({job.tokens, job.heads, job.cache.value_dim});
     job.rows = lengths.expect({-1}).last();
@@ -175,8 +171,8 @@ PyObject* py_attention(const Arguments& a) {
     job.scale = float(a.number(7, "scale"));
     job.window = a.integer(8, "window");
     job.softcap = float(a.number(9, "softcap"));
-    require(job.window >= 0, "attention: window is negative; 0 means none");
-    require(job.softcap >= 0, "attention: softcap is negative; 0 means none");
+    INFERPLANE_REQUIRE(job.window >= 0, "attention: window is negative; 0 means none");
+    INFERPLANE_REQUIRE(job.softcap >= 0, "attention: softcap is negative; 0 means none");
     if (sinks) job.sinks = sinks->expect({job.heads}).float32();
     check_rows(job);
     {

@@ -6,10 +6,6 @@
 namespace inferplane {
 namespace {
 
-void require(bool holds, const std::string& text) {
-    if (!holds) throw Invalid(text);
-}
-
 // A weight of the rows' own type, or in float32.
 const Array& expect_weight(const Array& weight, const Array& x) {
     weight.expect({x.last()});
@@ -17,7 +13,7 @@ const Array& expect_weight(const Array& weight, const Array& x) {
 }
 
 NormJob norm_job(const Array& x, const Array& weight, double epsilon, const Array& out) {
-    require(x.rank() >= 1 && x.last() > 0, x.name + " is " + x.describe() + "; expected [..., size]");
+    INFERPLANE_REQUIRE(x.last() > 0, x.name() + " is " + x.describe() + "; expected [..., size]");
     out.expect_like(x);
     NormJob job{};
     job.x = x.data;
@@ -49,7 +45,7 @@ PyObject* py_add_rms_norm(const Arguments& a) {
     job.offset = float(a.number(4, "offset"));
     job.residual = residual.expect_like(x).data;
     job.sum = sum.expect_like(x).data;
-    require(job.sum != job.out, "add_rms_norm: out and sum are the same array");
+    INFERPLANE_REQUIRE(job.sum != job.out, "add_rms_norm: out and sum are the same array");
     {
         WithoutGil free;
         rms_norm(job);
@@ -76,10 +72,10 @@ PyObject* py_rope(const Arguments& a) {
     table.expect({-1, -1});
     RopeJob job{x.data, out.data, positions.expect({x.shape[0]}).int32(), table.float32(), x.shape[0], x.shape[1], x.shape[2],
                 table.last() / 2, a.flag(3), x.dtype()};
-    require(table.last() % 2 == 0 && table.last() <= job.head_dim, table.name + " is " + table.describe() + "; expected [positions, 2 * pairs], pairs of the " +
+    INFERPLANE_REQUIRE(table.last() % 2 == 0 && table.last() <= job.head_dim, table.name() + " is " + table.describe() + "; expected [positions, 2 * pairs], pairs of the " +
             std::to_string(job.head_dim) + " dims");
     for (int64_t i = 0; i < job.tokens; ++i) {
-        require(job.positions[i] >= 0 && job.positions[i] < table.shape[0], "rope: positions[" + std::to_string(i) + "] is " +
+        INFERPLANE_REQUIRE(job.positions[i] >= 0 && job.positions[i] < table.shape[0], "rope: positions[" + std::to_string(i) + "] is " +
                 std::to_string(job.positions[i]) + "; the table has " + std::to_string(table.shape[0]));
     }
     {
@@ -147,7 +143,7 @@ PyObject* py_take_rows(const Arguments& a) {
     const GatherJob job{from.data, out.data, rows.expect({-1}).int32(), rows.last(), from.last() * item_bytes(from.dtype())};
     out.expect(from.element).expect({job.count, from.last()});
     for (int64_t i = 0; i < job.count; ++i) {
-        require(job.rows[i] >= 0 && job.rows[i] < from.shape[0], "take_rows: rows[" + std::to_string(i) + "] is " + std::to_string(job.rows[i]) +
+        INFERPLANE_REQUIRE(job.rows[i] >= 0 && job.rows[i] < from.shape[0], "take_rows: rows[" + std::to_string(i) + "] is " + std::to_string(job.rows[i]) +
                 "; there are " + std::to_string(from.shape[0]));
     }
     {
@@ -159,7 +155,7 @@ PyObject* py_take_rows(const Arguments& a) {
 
 const Array& expect_logits(const Array& logits) {
     logits.expect(Element::float32).expect({-1, -1});
-    require(logits.last() > 0 && logits.last() <= INT32_MAX, logits.name + " is " + logits.describe() + "; expected at least one token");
+    INFERPLANE_REQUIRE(logits.last() > 0 && logits.last() <= INT32_MAX, logits.name() + " is " + logits.describe() + "; expected at least one token");
     return logits;
 }
 
@@ -194,7 +190,7 @@ PyObject* py_sample(const Arguments& a) {
     job.tokens = const_cast<int32_t*>(tokens.expect({samples}).int32());
     for (int64_t i = 0; i < samples; ++i) {
         const bool sound = job.temperature[i] >= 0 && job.top_p[i] >= 0 && job.min_p[i] <= 1;
-        require(sound, "sample: row " + std::to_string(i) + " has temperature " + std::to_string(job.temperature[i]) + ", top_p " +
+        INFERPLANE_REQUIRE(sound, "sample: row " + std::to_string(i) + " has temperature " + std::to_string(job.temperature[i]) + ", top_p " +
                 std::to_string(job.top_p[i]) + ", min_p " + std::to_string(job.min_p[i]) + "; expected temperature >= 0, top_p >= 0, min_p <= 1");
     }
     {
@@ -208,7 +204,7 @@ PyObject* score(const Array& logits, const Array* tokens, const Array& out) {
     ScoreJob job{expect_logits(logits).float32(), logits.shape[0], logits.last(), nullptr, nullptr};
     if (tokens) job.tokens = tokens->expect({job.samples}).int32();
     for (int64_t i = 0; tokens && i < job.samples; ++i) {
-        require(job.tokens[i] >= 0 && job.tokens[i] < job.vocab, "logprobs: tokens[" + std::to_string(i) + "] is " +
+        INFERPLANE_REQUIRE(job.tokens[i] >= 0 && job.tokens[i] < job.vocab, "logprobs: tokens[" + std::to_string(i) + "] is " +
                 std::to_string(job.tokens[i]) + "; the vocabulary has " + std::to_string(job.vocab));
     }
     job.out = const_cast<float*>(out.expect({job.samples}).float32());

@@ -1,0 +1,117 @@
+"""Running cases: one worker process that may hang or die without taking the run with it, or in this process."""
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ..core.env import Environment
+from ..platforms import registry
+from .case import Case, Outcome, Verdict
+from .cases import find
+from .oracle import Oracle
+from .rig import Rig
+from .xfail import Excuse, excused
+
+GRADES = {"emulated": "interpreted"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case on one platform, as it stands in results.jsonl."""
+
+    case: str
+    feature: str
+    level: int
+    verdict: Verdict
+    grade: str
+    detail: str
+    kernels: tuple[str, ...]
+    seconds: float
+
+
+def run(platform: str, cases: Sequence[Case], excuses: dict[str, Excuse], *, timeout_seconds: float = 120.0, today: date | None = None) -> Iterator[Result]:
+    """Each case in turn, in a worker process that is replaced when it hangs or dies."""
+    worker = _Worker(platform)
+    try:
+        for case in cases:
+            started = time.perf_counter()
+            outcome, grade = worker.run(case, timeout_seconds)
+            yield _result(case, outcome, grade, excuses, today, time.perf_counter() - started)
+    finally:
+        worker.stop()
+
+
+def run_here(rig: Rig, cases: Sequence[Case], excuses: dict[str, Excuse], *, today: date | None = None) -> Iterator[Result]:
+    """The same in this process: for a debugger, for pytest, for kernels that only this process has."""
+    for case in cases:
+        started = time.perf_counter()
+        outcome = case.run(rig)
+        yield _result(case, outcome, grade_of(rig), excuses, today, time.perf_counter() - started)
+
+
+def open_rig(platform: str) -> Rig:
+    return Rig(registry.named(platform), Oracle(Environment.read().cache / "conformance"))
+
+
+def grade_of(rig: Rig) -> str:
+    grade = rig.platform.capabilities.grade
+    return GRADES.get(grade, grade)
+
+
+def _result(case: Case, outcome: Outcome, grade: str, excuses: dict[str, Excuse], today: date | None, seconds: float) -> Result:
+    heard = excused(outcome, excuses.get(case.id), today or date.today())
+    feature = case.family.feature or case.family.name
+    return Result(case.id, feature, case.level, heard.verdict, grade, heard.detail, heard.kernels, round(seconds, 4))
+
+
+class _Worker:
+    """A process that answers (outcome, grade) for each address."""
+
+    def __init__(self, platform: str) -> None:
+        self.platform = platform
+        self.process: Any = None
+        self.grade = "device"
+
+    def run(self, case: Case, timeout_seconds: float) -> tuple[Outcome, str]:
+        if self.process is None:
+            self._start()
+        try:
+            self.pipe.send(case.id)
+            if not self.pipe.poll(timeout_seconds):
+                self.stop()
+                return Outcome(Verdict.TIMEOUT, f"no answer within {timeout_seconds:g} s"), self.grade
+            outcome, self.grade = self.pipe.recv()
+            return outcome, self.grade
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.process.join(5)
+            code = self.process.exitcode
+            self.stop()
+            return Outcome(Verdict.ERROR, f"the process died with {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"), self.grade
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(self.platform, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.pipe.close()
+            self.process = None
+
+
+def _work(platform: str, pipe: Connection) -> None:
+    try:
+        rig = open_rig(platform)
+        while True:
+            pipe.send((find(pipe.recv()).run(rig), grade_of(rig)))
+    except (EOFError, KeyboardInterrupt):
+        return

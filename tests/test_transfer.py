@@ -1,0 +1,63 @@
+"""Prefixes between engines: blocks computed by one platform serve another, and nothing else gets in."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from inferplane import LLM, SamplingParams
+from inferplane.core.kv.salt import Salt
+from inferplane.core.transfer import export_prefix, import_prefix
+from inferplane.errors import CapacityError, ExchangeError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+PROMPT = [int(token) for token in np.random.default_rng(3).integers(5, 400, 100)]
+
+
+@pytest.fixture(params=[("cpu", "reference"), ("reference", "cpu")], ids=["cpu-to-reference", "reference-to-cpu"])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[LLM, LLM]]:
+    """Two engines of the embedded model, the first of which has seen the prompt."""
+    first, second = (LLM(platform=name, kv_cache_memory_gb=0.2) for name in request.param)
+    with first, second:
+        first.generate(PROMPT, GREEDY)
+        yield first, second
+
+
+def test_an_imported_prefix_is_a_hit_and_gives_the_same_tokens(pair: tuple[LLM, LLM]) -> None:
+    first, second = pair
+    assert import_prefix(second.engine, PROMPT, export_prefix(first.engine, PROMPT)) == 96
+    ours, theirs = (llm.generate(PROMPT, GREEDY)[0] for llm in pair)
+    assert theirs.outputs[0].token_ids == ours.outputs[0].token_ids
+    assert theirs.metrics.kv is not None and theirs.metrics.kv.hit_tokens == 96
+
+
+def test_nothing_is_exported_of_what_was_never_computed(pair: tuple[LLM, LLM]) -> None:
+    assert export_prefix(pair[1].engine, PROMPT) == []
+
+
+@pytest.mark.parametrize("place", [0, 20, 300, -1], ids=["magic", "header", "body", "checksum"])
+def test_a_changed_byte_is_refused(pair: tuple[LLM, LLM], place: int) -> None:
+    [part] = export_prefix(pair[0].engine, PROMPT)
+    broken = bytearray(part)
+    broken[place] ^= 1
+    with pytest.raises(ExchangeError):
+        import_prefix(pair[1].engine, PROMPT, [bytes(broken)])
+    assert pair[1].stats().kv.cached_blocks == pair[1].stats().kv.held_blocks == (0,)
+
+
+def test_a_part_of_another_prefix_salt_or_count_is_refused(pair: tuple[LLM, LLM]) -> None:
+    first, second = pair
+    parts = export_prefix(first.engine, PROMPT)
+    for tokens, given, salt in (([7, *PROMPT[1:]], parts, None), (PROMPT, parts, Salt(tenant="other")), (PROMPT, parts * 2, None)):
+        with pytest.raises(ExchangeError):
+            import_prefix(second.engine, tokens, given, salt)
+    assert second.stats().kv.held_blocks == (0,)
+
+
+def test_an_import_that_does_not_fit_changes_nothing(pair: tuple[LLM, LLM]) -> None:
+    parts = export_prefix(pair[0].engine, PROMPT)
+    with LLM(platform="cpu", max_model_len=64, max_num_seqs=1, kv_cache_memory_gb=0.0004) as small:
+        with pytest.raises(CapacityError, match="do not fit"):
+            import_prefix(small.engine, PROMPT, parts)
+        assert small.stats().kv.held_blocks == (0,)
