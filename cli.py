@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import bench, chat, generate, platforms, verify
+from .commands import bench, chat, conformance, generate, platforms, verify
 from .errors import InferplaneError
 
-COMMANDS = (generate, chat, platforms, verify, bench)
+COMMANDS = (generate, chat, platforms, verify, conformance, bench)
 
 
 def parser() -> argparse.ArgumentParser:

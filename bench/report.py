@@ -32,12 +32,14 @@ def headline(record: Record) -> list[str]:
 
 
 def _throughput(record: Record) -> Table:
-    table = _table(f"Throughput, median of {record['repeats']}", "work", "requests", "tokens/s", "at most", "of that", "host")
+    title = f"Throughput, median of {record['repeats']}"
+    table = _table(title, "work", "requests", "tokens/s", "at most", "of that", "host", "cores")
     for one in record["results"]:
         limit = one["limit_tokens_per_second"]
         bounds = (f"{limit:,.1f} by {one['limit_by']}", f"{one['of_limit']:.2f}") if limit else ("unknown", "-")
         rate = f"{one['tokens_per_second']:,.1f} {one['counted']}"
-        table.add_row(one["work"]["name"], _requests(one["work"]), rate, *bounds, f"{one['host_percent']:.1f} %")
+        host = (f"{one['host_percent']:.1f} %", f"{one['cores_used']:.1f}")
+        table.add_row(one["work"]["name"], _requests(one["work"]), rate, *bounds, *host)
     return table
 
 
@@ -56,7 +58,7 @@ _TABLES = {"throughput": _throughput, "latency": _latency}
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
     return table

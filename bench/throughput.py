@@ -18,9 +18,13 @@ WARM_UP_TOKENS = 4
 
 @dataclass(frozen=True)
 class Run:
-    """One repeat. step_tokens: computed by `steps` steps of the engine. host_seconds: planning, packing and handing out."""
+    """One repeat. step_tokens: computed by `steps` steps of the engine. host_seconds: planning, packing and handing out.
+
+    cpu_seconds: of all of this process's threads. Far below what the threads could have used, others had the processor.
+    """
 
     seconds: float
+    cpu_seconds: float
     steps: int
     step_tokens: int
     host_seconds: float
@@ -39,6 +43,7 @@ class Throughput:
     limit_by: str | None
     of_limit: float | None
     host_percent: float
+    cores_used: float
     limits: Limits
     runs: tuple[Run, ...]
 
@@ -59,6 +64,7 @@ def measure_throughput(llm: LLM, work: Work, repeats: int, rng: np.random.Genera
         limit_by=found.by if found else None,
         of_limit=median(rates) / found.tokens_per_second if found else None,
         host_percent=100 * median(run.host_seconds / run.seconds for run in runs),
+        cores_used=median(run.cpu_seconds / run.seconds for run in runs),
         limits=typical(limits), runs=tuple(runs),
     )
 
@@ -69,11 +75,11 @@ def warm_up(llm: LLM, work: Work, rng: np.random.Generator) -> None:
 
 
 def _run(llm: LLM, work: Work, rng: np.random.Generator) -> Run:
-    before = llm.stats()
+    before, cpu = llm.stats(), time.process_time()
     seconds = _generate(llm, work, rng)
-    after = llm.stats()
+    after, cpu_seconds = llm.stats(), time.process_time() - cpu
     return Run(
-        seconds, steps=after.steps - before.steps, step_tokens=after.step_tokens - before.step_tokens,
+        seconds, cpu_seconds, steps=after.steps - before.steps, step_tokens=after.step_tokens - before.step_tokens,
         host_seconds=after.host_seconds - before.host_seconds,
     )
 

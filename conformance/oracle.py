@@ -2,19 +2,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..ops import Abstract, Sampled
+from ..platforms import registry
+from ..platforms.contract import Platform
 from .address import Address
 from .problem import Array, Problem
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("ops/*.py", "conformance/cases/*.py", "conformance/naive.py", "conformance/problem.py", "conformance/oracle.py")
+CODE = (
+    "ops/*.py", "core/*.py", "model_zoo/*.py", "platforms/families/numpy/*.py", "conformance/cases/*.py",
+    "conformance/models.py", "conformance/naive.py", "conformance/problem.py", "conformance/oracle.py",
+)
 """What an expectation depends on, besides its address."""
 
 
@@ -35,11 +41,20 @@ class Oracle:
         self.folder = folder
 
     def expected(self, problem: Problem, address: Address) -> Expected:
+        return self.kept(address, lambda: self.compute(problem))
+
+    def kept(self, address: Address, compute: Callable[[], Expected]) -> Expected:
+        """What was kept under this address, or is now computed."""
         if self.folder is None:
-            return self.compute(problem)
+            return compute()
         name = hashlib.sha256(f"{address}\n{_code()}".encode()).hexdigest()
         path = self.folder / name[:2] / f"{name}.npz"
-        return _read(path) if path.is_file() else _kept(path, self.compute(problem))
+        return _read(path) if path.is_file() else _kept(path, compute())
+
+    @cached_property
+    def platform(self) -> Platform:
+        """The reference platform, for what is more than one op."""
+        return registry.named("reference")
 
     def compute(self, problem: Problem) -> Expected:
         arguments, _, _ = problem.host_arguments()

@@ -12,7 +12,7 @@ from ..core.resolve import BoundOps, Choice, Resolution
 from ..errors import ResolutionError
 from ..ops import DEFAULTS, BatchShape, Kernel, Packed, Spec, StateArray, StateGroup, empty
 from ..platforms import registry
-from ..platforms.contract import Platform
+from ..platforms.contract import Options, Platform
 from .case import Failed, Unsupported
 from .oracle import Oracle
 from .problem import Array, Given, Problem
@@ -33,8 +33,10 @@ class Answer:
 class Rig:
     """One platform. Kernels of installed packs come first, as in serving."""
 
-    def __init__(self, platform: Platform, oracle: Oracle | None = None) -> None:
+    def __init__(self, platform: Platform, oracle: Oracle | None = None, reopen: Callable[[], Platform] | None = None) -> None:
+        """reopen: another platform like this one (default: of its class, without options)."""
         self.platform = platform
+        self.reopen = reopen or (lambda: type(platform)(Options()))
         self.oracle = oracle or Oracle()
         packs = registry.kernel_packs(platform.name)
         self.kernels = [kernel for pack in packs for kernel in pack.kernels] + list(platform.kernels())

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -55,7 +56,7 @@ def run_here(rig: Rig, cases: Sequence[Case], excuses: dict[str, Excuse], *, tod
 
 
 def open_rig(platform: str) -> Rig:
-    return Rig(registry.named(platform), Oracle(Environment.read().cache / "conformance"))
+    return Rig(registry.named(platform), Oracle(Environment.read().cache / "conformance"), partial(registry.named, platform))
 
 
 def grade_of(rig: Rig) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, suggest
 from .case import Case
-from .cases import FAMILIES, all_cases, find, quick_cases
+from .cases import FAMILIES, all_cases, find
 
 VERSION = "1.0"
 MUSTPASS = Path(__file__).resolve().parent / "mustpass" / VERSION
@@ -36,7 +36,7 @@ class Selection:
         if self.profile is not None:
             cases: Iterable[Case] = map(find, profile(self.profile))
         else:
-            cases = quick_cases() if self.quick else all_cases()
+            cases = __import__("inferplane.conformance.cases",fromlist=["x"]).quick_cases() if self.quick else all_cases()
         kept = [case for case in cases if not self.queries or any(case.address.matches(query) for query in self.queries)]
         exact = [find(query) for query in self.queries if ":" in query and not kept]
         if not kept and not exact:

@@ -44,7 +44,7 @@ class Router(Spec):
         else:
             gates = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
             gates /= gates.sum(axis=-1, keepdims=True)
-        experts = np.argsort(-gates, axis=-1, kind="stable")[..., : self.top_k]
+        experts = np.argsort(-logits, axis=-1, kind="stable")[..., : self.top_k]
         weights = np.take_along_axis(gates, experts, axis=-1)
         return experts.astype(np.int32), weights / weights.sum(axis=-1, keepdims=True) if self.renormalize else weights
 

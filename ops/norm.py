@@ -82,6 +82,10 @@ class AddRmsNorm(Spec):
 
     norm: RmsNorm
 
+    @property
+    def dtype(self) -> str:
+        return self.norm.dtype
+
     def infer(self, x: Abstract, residual: Abstract, weight: Any) -> tuple[Abstract, Abstract]:
         expect(self.op, "residual", residual, x.shape, x.dtype)
         return self.norm.infer(x, weight), x

@@ -90,7 +90,8 @@ def edited(logits: Array, sampling: Sampling) -> Array:
     count = np.asarray(sampling.edit_count)
     new = new - sampling.frequency[rows] * count - sampling.presence[rows] * (count > 0) + sampling.edit_bias
     changed = logits.copy()
-    np.add.at(changed, (rows, tokens), new - old)
+    with np.errstate(invalid="ignore"):
+        np.add.at(changed, (rows, tokens), np.where(new == old, 0.0, new - old))
     return changed
 
 
@@ -130,6 +131,6 @@ def logprobs(logits: Array, tokens: Array, count: int) -> tuple[Array | None, Ar
         return None, None, None
     peak = logits.max(axis=-1, keepdims=True)
     normal = (logits - peak - np.log(np.exp(logits - peak).sum(axis=-1, keepdims=True))).astype(np.float32)
-    best = np.argsort(-normal, axis=-1, kind="stable")[:, :count]
+    best = np.argsort(-logits, axis=-1, kind="stable")[:, :count]
     chosen = np.take_along_axis(normal, tokens[:, None].astype(np.int64), axis=-1)[:, 0]
     return chosen, best.astype(np.int32), np.take_along_axis(normal, best, axis=-1)

@@ -30,10 +30,10 @@ def uniforms(seed_low: Any, seed_high: Any, index: Any, position: Any, vocab: in
     """[samples, vocab] float32 in (0, 1), from [samples] of each argument: one number per token id.
 
     The request's seed makes a key for (sample index, position); tokens 2i and 2i + 1 share its counter i, so that a
-    vocabulary shards at even ids.
+    vocabulary shards at even ids. 23 bits and a half are exact in float32, so neither 0 nor 1 occurs.
     """
     low, high = threefry((seed_low, seed_high), (index, position))
     pairs = np.arange((vocab + 1) // 2, dtype=np.uint32)
     bits = threefry((low[:, None], high[:, None]), (pairs[None, :], np.uint32(0)))
     mixed = np.stack(bits, axis=-1).reshape(len(low), -1)[:, :vocab]
-    return ((mixed >> np.uint32(8)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
+    return ((mixed >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)

@@ -42,7 +42,7 @@ class Buckets:
             rows=_next(self.rows, shape.rows),
             samples=_next(self.samples, shape.samples),
             blocks=tuple(_next(self.blocks, width) for width in shape.blocks),
-            longest_query=_next(self.tokens, shape.longest_query),
+            longest_query=1 if shape.longest_query == 1 else _next(self.tokens, shape.longest_query),
             edits=_next(self.edits, shape.edits),
             logprobs=shape.logprobs,
         )

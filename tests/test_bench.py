@@ -175,6 +175,7 @@ def test_throughput_of_a_shape_is_a_full_record(capsys: pytest.CaptureFixture[st
         assert 0 < one["slowest"] <= one["tokens_per_second"] <= one["fastest"]
         assert one["of_limit"] == pytest.approx(one["tokens_per_second"] / one["limit_tokens_per_second"])
         assert 0 < one["host_percent"] < 100
+        assert one["cores_used"] > 0
         assert len(one["runs"]) == 2
     computed = [run["step_tokens"] for run in batch["runs"]]
     assert computed == [2 * (8 + 3)] * 2, "every repeat computes the same tokens, and no prefix is reused"

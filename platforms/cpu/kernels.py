@@ -42,7 +42,7 @@ def native_kernels() -> Sequence[Kernel]:
 
 def _supports(extra: Callable[[Any], Support] | None) -> Callable[[Any], Support]:
     def supports(spec: Any) -> Support:
-        dtype = getattr(getattr(spec, "norm", spec), "dtype", "float32")
+        dtype = getattr(spec, "dtype", "float32")
         if dtype not in COMPUTED:
             return f"computes in {', '.join(COMPUTED)}, not in {dtype}"
         return missing_reason() or (extra(spec) if extra else None)

@@ -2,7 +2,7 @@
 //
 //   order       larger logits first, ties to the lower id; each filter keeps a prefix of it, so a Cut tells it all
 //   key         threefry(seed, (sample index, position))
-//   noise       u(token) = threefry(key, (token / 2, 0))[token % 2], to 24 bits;  -log(-log u)
+//   noise       u(token) = threefry(key, (token / 2, 0))[token % 2], to 23 bits;  -log(-log u)
 //   token       argmax over the kept of logit / temperature + noise               Gumbel maximum
 #include "sample.h"
 
@@ -73,11 +73,11 @@ struct Row {
     double score(int32_t token) const { return double(logits[token]) / temperature + noise(token); }
 };
 
-// u is float32 in (0, 1): near 1 the half would round up to 1 itself, whose noise is infinite.
+// u is float32 in (0, 1): 23 bits and a half are exact.
 double Row::noise(int32_t token) const {
     const WordPair<uint32_t> bits = threefry_words(key, {uint32_t(token) >> 1, 0});
     const uint32_t word = token & 1 ? bits.y : bits.x;
-    const float u = std::min((float(word >> 8) + 0.5f) * 0x1p-24f, 1.0f - 0x1p-24f);
+    const float u = (float(word >> 9) + 0.5f) * 0x1p-23f;
     return -std::log(-std::log(double(u)));
 }
 

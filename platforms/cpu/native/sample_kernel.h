@@ -55,14 +55,14 @@ template <class Isa> double exponentials(const float* logits, int64_t count, flo
 template <class Isa>
 void gumbel_scores(const float* logits, int64_t count, float inverse, uint32_t key_low, uint32_t key_high, float* scores) {
     const WordPair<Words<Isa>> key{fill_words<Isa>(key_low), fill_words<Isa>(key_high)};
-    const Floats<Isa> zero = fill<Isa>(0.0f), unit = fill<Isa>(0x1p-24f), half = fill<Isa>(0.5f), top = fill<Isa>(1.0f - 0x1p-24f);
+    const Floats<Isa> zero = fill<Isa>(0.0f), unit = fill<Isa>(0x1p-23f), half = fill<Isa>(0.5f);
     for (int64_t i = 0; i < count; i += 2 * lanes) {
         const WordPair<Words<Isa>> counter{lane_index<Isa>() + fill_words<Isa>(uint32_t(i / 2)), fill_words<Isa>(0)};
         const WordPair<Words<Isa>> bits = threefry(key, counter, SplatWords<Isa>{}, RotateWords<Isa>{});
         alignas(64) float noise[2][lanes];
         int side = 0;
         for (const Words<Isa>& words : {bits.x, bits.y}) {
-            const Floats<Isa> u = smaller(top, (from_integers(shift_right(words, 8)) + half) * unit);
+            const Floats<Isa> u = (from_integers(shift_right(words, 9)) + half) * unit;
             store<Isa>(noise[side++], zero - log(zero - log(u)));
         }
         // Tokens 2c and 2c + 1 share counter c.

@@ -35,4 +35,4 @@ def uniforms(seed_low: jax.Array, seed_high: jax.Array, index: jax.Array, positi
     pairs = jnp.arange((vocab + 1) // 2, dtype=jnp.uint32)
     bits = threefry((low[:, None], high[:, None]), (pairs[None, :], jnp.zeros_like(pairs)))
     mixed = jnp.stack(bits, axis=-1).reshape(low.shape[0], -1)[:, :vocab]
-    return ((mixed >> 8).astype(jnp.float32) + 0.5) * 2.0**-24
+    return ((mixed >> 9).astype(jnp.float32) + 0.5) * 2.0**-23

@@ -32,4 +32,4 @@ def uniforms(seed_low: Tensor, seed_high: Tensor, index: Tensor, position: Tenso
     pairs = torch.arange((vocab + 1) // 2, device=low.device)
     bits = threefry((low[:, None], high[:, None]), (pairs[None, :], torch.zeros_like(pairs)))
     mixed = torch.stack(bits, dim=-1).flatten(1)[:, :vocab]
-    return ((mixed >> 8).float() + 0.5) * 2.0**-24
+    return ((mixed >> 9).float() + 0.5) * 2.0**-23

@@ -1,0 +1,233 @@
+"""`inferplane conformance`: run the suite against a platform, and read, check, join and show what it gave."""
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..conformance.runner import Result
+    from ..conformance.select import Selection
+
+EXAMPLES = """\
+examples:
+  inferplane conformance run --platform acme --quick          what to run first: minutes
+  inferplane conformance run --platform acme --profile core   what a certificate of the profile needs
+  inferplane conformance run --platform acme attention.decode one family
+  inferplane conformance run --platform acme 'linear.plain:dtype=bfloat16;m=1;*'
+  inferplane conformance run --platform acme --shard 1/4 -o part1
+  inferplane conformance merge part1 part2 part3 part4 -o whole
+  inferplane conformance verify whole
+  inferplane conformance matrix whole other -o matrix
+  inferplane conformance new acme                             a platform package to start from
+"""
+SHOWN_FAILURES = 20
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "conformance", help="prove a platform, and check what others proved", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Addressed cases against a float64 oracle. Every case replays from its address alone.",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    run = actions.add_parser("run", help="run cases on a platform and write a bundle")
+    run.add_argument("--platform", metavar="P", required=True, help="a platform, with options after a colon")
+    _add_selection(run)
+    run.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the bundle goes (default: conformance-PLATFORM)")
+    run.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds that a case may take (default: 120)")
+    run.add_argument("--here", action="store_true", help="in this process, for a debugger; a hang or a crash ends the run")
+    run.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    run.set_defaults(run=_run)
+
+    listed = actions.add_parser("list", help="list cases")
+    _add_selection(listed)
+    listed.add_argument("--json", action="store_true", help="print a JSON list of addresses")
+    listed.set_defaults(run=_list)
+
+    show = actions.add_parser("show", help="say what one case is")
+    show.add_argument("case", metavar="CASE", help="an address")
+    show.set_defaults(run=_show)
+
+    verify = actions.add_parser("verify", help="recompute a bundle's verdict")
+    verify.add_argument("bundle", type=Path, metavar="BUNDLE")
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    verify.set_defaults(run=_verify)
+
+    merge = actions.add_parser("merge", help="join the bundles of all shards")
+    merge.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    merge.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    merge.set_defaults(run=_merge)
+
+    matrix = actions.add_parser("matrix", help="platforms across, features down: a markdown table and an HTML page")
+    matrix.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    matrix.add_argument("-o", "--output", type=Path, default=Path("matrix"), metavar="DIR", help="where matrix.md and matrix.html go")
+    matrix.set_defaults(run=_matrix)
+
+    selftest = actions.add_parser("selftest", help="show that the suite kills planted bugs and lets legal variants pass")
+    selftest.add_argument("names", nargs="*", metavar="NAME", help="only these bugs and variants")
+    selftest.add_argument("--quick", action="store_true", help="with the quick cases only")
+    selftest.add_argument("--json", action="store_true", help="print one JSON object")
+    selftest.set_defaults(run=_selftest)
+
+    new = actions.add_parser("new", help="write the skeleton of a platform package")
+    new.add_argument("name", metavar="NAME", help="what INFERPLANE_PLATFORM will say")
+    new.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: inferplane-NAME")
+    new.set_defaults(run=_new)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("queries", nargs="*", metavar="QUERY", help="a prefix of addresses, or a pattern with * and ?")
+    parser.add_argument("--profile", metavar="NAME", help="a frozen list of cases, such as core")
+    parser.add_argument("--quick", action="store_true", help="a thin sample of every family")
+    parser.add_argument("--shard", default="1/1", metavar="K/N", help="every N-th case, from the K-th on")
+
+
+def _selection(args: argparse.Namespace) -> Selection:
+    from ..conformance.select import Selection
+    from ..errors import ConfigError
+
+    k, _, n = args.shard.partition("/")
+    if not (k.isdecimal() and n.isdecimal()):
+        raise ConfigError(f"--shard {args.shard}: write K/N, for instance 1/4")
+    return Selection(args.profile, args.quick, tuple(args.queries), (int(k), int(n)))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..conformance import bundle, runner, xfail
+    from ..conformance.cases import all_cases
+    from ..conformance.select import Selection
+    from ..platforms import registry
+
+    selection = _selection(args)
+    cases = selection.cases()
+    platform = registry.named(args.platform)
+    known = xfail.excuses(type(platform))
+    platform.close()
+    stale = xfail.stale(known, (case.id for case in all_cases())) if known else []
+    here = args.here
+    stream = runner.run_here(runner.open_rig(args.platform), cases, known) if here else runner.run(args.platform, cases, known, timeout_seconds=args.timeout)
+    results = _watched(stream, len(cases), args)
+    folder = args.output or Path(f"conformance-{args.platform.replace(':', '-')}")
+    found = bundle.write(folder, args.platform, results, Selection(selection.profile, selection.quick, selection.queries, selection.shard), stale)
+    if args.json:
+        print(json.dumps({**asdict(found), "bundle": str(folder)}, indent=2))
+    else:
+        _tell(args.platform, results, found, folder)
+    return 0 if found.passed else 1
+
+
+def _watched(stream: Any, total: int, args: argparse.Namespace) -> list[Result]:
+    """Collect the results under a live bar; failures are told as they come."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..conformance.case import GOOD
+
+    console = Console(stderr=True)
+    results: list[Result] = []
+    counts: Counter[str] = Counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=args.json) as bar:
+        task = bar.add_task("starting", total=total)
+        for result in stream:
+            results.append(result)
+            counts[str(result.verdict)] += 1
+            if result.verdict not in GOOD and not args.json and sum(counts[v] for v in counts if v not in GOOD) <= SHOWN_FAILURES:
+                console.print(f"[red]{result.verdict}[/] {result.case}\n    {result.detail}\n    {replay(args.platform, result.case)}", highlight=False, soft_wrap=True)
+            bar.update(task, advance=1, description=", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items())))
+    return results
+
+
+def replay(platform: str, case: str) -> str:
+    """The command that runs one case again, alone."""
+    return f"inferplane conformance run --platform {shlex.quote(platform)} {shlex.quote(case)}"
+
+
+def _tell(platform: str, results: list[Result], found: Any, folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    rows: dict[str, Counter[str]] = {}
+    for one in results:
+        rows.setdefault(one.feature, Counter())[str(one.verdict)] += 1
+    verdicts = sorted({verdict for row in rows.values() for verdict in row})
+    table = Table("family", *verdicts, title=f"Conformance of {platform}", title_justify="left")
+    for feature, row in rows.items():
+        table.add_row(feature, *(str(row[verdict] or "") for verdict in verdicts))
+    console = Console()
+    console.print(table)
+    said = "PASSED" if found.passed else "FAILED"
+    why = "certificate: every result at grade device" if found.certificate else f"no certificate: grades {', '.join(found.grades) or 'none'}, passed {found.passed}"
+    console.print(f"{said}: {', '.join(f'{n} {verdict}' for verdict, n in found.counts.items())}; {why}", highlight=False)
+    for reason in found.reasons[:SHOWN_FAILURES]:
+        console.print(f"  {reason}", highlight=False, soft_wrap=True)
+    if len(found.reasons) > SHOWN_FAILURES:
+        console.print(f"  and {len(found.reasons) - SHOWN_FAILURES} more")
+    console.print(f"bundle: {folder}", highlight=False, soft_wrap=True)
+
+
+def _list(args: argparse.Namespace) -> int:
+    cases = [case.id for case in _selection(args).cases()]
+    print(json.dumps(cases) if args.json else "\n".join(cases))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from ..conformance.cases import find
+
+    case = find(args.case)
+    print(f"{case.id}\n  family  {case.family.name}, level L{case.level}\n  seed    {case.address.seed}")
+    for name, values in case.family.axes.items():
+        print(f"  {name:12} {case.address.values[name]}   of {', '.join(values)}")
+    print(f"  replay  {replay('PLATFORM', case.id)}")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from ..conformance import bundle
+
+    checked = bundle.verify(args.bundle)
+    found = checked.judgement
+    if args.json:
+        print(json.dumps({**asdict(found), "platform": checked.platform}, indent=2))
+    else:
+        print(f"{args.bundle} is as it was written: {checked.platform} {'passed' if found.passed else 'failed'} "
+              f"{sum(found.counts.values())} cases ({', '.join(f'{n} {verdict}' for verdict, n in found.counts.items())}); "
+              f"certificate: {'yes' if found.certificate else 'no'}")
+    return 0 if found.passed else 1
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from ..conformance import bundle
+
+    found = bundle.merge(args.bundles, args.output)
+    print(f"{args.output}: {', '.join(f'{n} {verdict}' for verdict, n in found.counts.items())}; {'passed' if found.passed else 'failed'}")
+    return 0 if found.passed else 1
+
+
+def _matrix(args: argparse.Namespace) -> int:
+    from ..conformance import bundle, matrix
+
+    made = matrix.write(args.output, [bundle.verify(folder) for folder in args.bundles])
+    print("\n".join(map(str, made)))
+    return 0
+
+
+def _selftest(args: argparse.Namespace) -> int:
+    from ..conformance import selftest
+
+    return selftest.main(args.names, quick=args.quick, as_json=args.json)
+
+
+def _new(args: argparse.Namespace) -> int:
+    from ..conformance.skeleton import write_skeleton
+
+    folder = write_skeleton(args.name, args.output or Path(f"inferplane-{args.name}"))
+    print(f"wrote {folder}; next: pip install -e {folder} && inferplane conformance run --platform {args.name} contract")
+    return 0

@@ -1,0 +1,1 @@
+"""The proof: addressed cases, a float64 oracle, verdicts, bundles, and evidence that the suite catches real bugs."""

@@ -1,0 +1,130 @@
+"""Whole models, tiny and random: logits near those of float64, greedy tokens equal to them."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...core.loader import Loaded, LoadOptions, load
+from ...core.score import logits
+from ...ops import tolerance
+from ..address import Address
+from ..case import Failed, Family, Params
+from ..models import CONTEXT, RandomSource, greedy, load_on
+from ..oracle import Expected
+from ..problem import Array
+from ..rig import Rig
+from .make import DTYPE, YES_NO
+
+FACTOR, DEPTH = 2.0, 64
+"""Errors of logits: at most so many times those of the reference in the same dtype, which count as `DEPTH` float32 roundings at least."""
+TOKENS, SPLIT, STEPS = 40, 23, 32
+ARCHITECTURES = ("llama", "llama-bias", "qwen2", "qwen3", "mistral")
+HEADS = ("4/4", "4/2", "7/1", "14/2", "3/3")
+WINDOWS = ("none", "5", "16", "33")
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"rope_type": "linear", "factor": 3.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 24},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24},
+}
+
+
+def config(params: Params) -> dict[str, Any]:
+    """A config.json from a case's parameters; what they leave open is small and odd."""
+    said = params.values
+    heads, kv_heads = params.pair("heads") if "heads" in said else (4, 2)
+    kind, _, bias = said["model"].partition("-")
+    made = {
+        "model_type": kind, "num_hidden_layers": 2, "hidden_size": 56, "intermediate_size": 72, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "head_dim": int(said.get("dim", 16)), "vocab_size": int(said.get("vocab", 97)),
+        "tie_word_embeddings": said.get("tied") == "yes", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64,
+        **({"attention_bias": True, "mlp_bias": True} if bias else {}), **_window(kind, said.get("window", "none")),
+    }
+    return made | ({"rope_scaling": scaling} if (scaling := ROPES[said.get("rope", "default")]) else {})
+
+
+def _window(kind: str, window: str) -> dict[str, Any]:
+    """Every layer of a mistral has the window, the second one of a qwen."""
+    if kind == "mistral":
+        return {"sliding_window": None if window == "none" else int(window)}
+    return {} if window == "none" else {"use_sliding_window": True, "sliding_window": int(window), "max_window_layers": 1}
+
+
+def _together(params: Params) -> bool:
+    return not params["model"].startswith("llama") or params["window"] == "none"
+
+
+def _logits(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
+    """In one step, and in two: both as near to float64 as the reference is, but for the factor."""
+    source = RandomSource(config(params), address.seed, params["dtype"])
+    loaded = load_on(rig, source, dtype=params["dtype"])
+    tokens = address.random().integers(0, loaded.model.vocab_size, TOKENS)
+
+    def compute() -> Expected:
+        exact, usual = (logits(_reference(rig, source, dtype), tokens) for dtype in ("float64", params["dtype"]))
+        return Expected([exact.astype(np.float64)], ["float32"], [usual])
+
+    expected = rig.oracle.kept(address, compute)
+    assert expected.naive is not None
+    for what, chunk in (("in one step", None), (f"in steps of {SPLIT} and {TOKENS - SPLIT} tokens", SPLIT)):
+        found = logits(loaded, tokens, chunk_tokens=chunk)
+        if found.dtype != np.float32:
+            raise Failed(f"{what}: logits are {found.dtype}, and must be float32")
+        reason = tolerance.naive_relative(found, expected.naive[0], expected.results[0], factor=FACTOR, depth=DEPTH)
+        if reason is not None:
+            raise Failed(f"logits {what} {reason}")
+    return _kernels(loaded)
+
+
+def _greedy(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
+    """Token after token, each handed on by the device; up to the first step that float64 itself leaves open."""
+    source = RandomSource(config(params), address.seed)
+    loaded = load_on(rig, source)
+    prompt = address.random().integers(0, loaded.model.vocab_size, params.int("prompt")).tolist()
+
+    def compute() -> Expected:
+        exact = _reference(rig, source, "float64")
+        tokens = greedy(exact, prompt, STEPS)
+        return Expected([tokens, logits(exact, [*prompt, *tokens[:-1]])[len(prompt) - 1 :].astype(np.float64)], ["int32", "float64"])
+
+    wanted, scores = rig.oracle.kept(address, compute).results
+    found = greedy(loaded, prompt, STEPS)
+    differing = np.flatnonzero(found != wanted)
+    if len(differing) and not _open(scores[differing[0]], int(found[differing[0]]), int(wanted[differing[0]])):
+        step = int(differing[0])
+        raise Failed(f"greedy token {step} of {STEPS} is {found[step]} instead of {wanted[step]}; found {found.tolist()}, expected {wanted.tolist()}")
+    return _kernels(loaded)
+
+
+def _open(scores: Array, found: int, wanted: int) -> bool:
+    """Whether the two tokens are nearer to each other than float32 can tell."""
+    if not 0 <= found < len(scores):
+        return False
+    return bool(scores[wanted] - scores[found] <= FACTOR * DEPTH * 2.0**-24 * np.abs(scores).max())
+
+
+def _reference(rig: Rig, source: RandomSource, dtype: str) -> Loaded:
+    return load(source, rig.oracle.platform, LoadOptions(dtype=dtype, max_model_len=CONTEXT))
+
+
+def _kernels(loaded: Loaded) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(choice.name for choice in loaded.resolution))
+
+
+def _family(name: str, axes: dict[str, Sequence[str]], run: Callable[[Params, Address, Rig], tuple[str, ...]]) -> Family:
+    return Family(name, 3, axes, run, _together if "window" in axes else lambda params: True)
+
+
+FAMILIES = [
+    _family("graph.logits", {
+        "model": ARCHITECTURES, "dtype": DTYPE, "heads": HEADS, "dim": ("16", "32", "80", "128"), "window": WINDOWS,
+        "vocab": ("97", "128", "130", "257"), "tied": YES_NO,
+    }, _logits),
+    _family("graph.rope", {"model": ("llama", "qwen3", "mistral"), "dtype": DTYPE, "rope": tuple(ROPES), "dim": ("16", "80")}, _logits),
+    _family("graph.greedy", {
+        "model": ("llama", "qwen2", "qwen3", "mistral"), "heads": ("4/4", "14/2", "7/1"), "window": WINDOWS[:3], "prompt": ("1", "16", "31"),
+    }, _greedy),
+]

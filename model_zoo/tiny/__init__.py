@@ -1,0 +1,1 @@
+"""The embedded default model: its checkpoint, its training text, and the scripts that train and measure it."""
