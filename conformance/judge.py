@@ -94,10 +94,11 @@ def _reason(problem: Problem, place: int, found: Array, wanted: Array, dtype: st
     if not wanted.size:
         return None if found.shape == wanted.shape else f"has shape {list(found.shape)} instead of {list(wanted.shape)}"
     kind = problem.spec.tolerance
+    magnitude = None if expected.magnitude is None else expected.magnitude[place]
     if kind.kind == "naive_relative" and expected.naive is not None:
-        return tolerance.naive_relative(found, expected.naive[place], wanted, factor=kind.factor)
+        return tolerance.naive_relative(found, expected.naive[place], wanted, factor=kind.factor, magnitude=magnitude)
     depth = kind.depth if kind.kind == "elementwise" else SAMPLE_DEPTH
-    return tolerance.within(found, wanted, depth=depth, halves=kind.halves, magnitude=None if expected.magnitude is None else expected.magnitude[place])
+    return tolerance.within(found, wanted, depth=depth, halves=kind.halves, magnitude=magnitude)
 
 
 SAMPLE_DEPTH = 64

@@ -74,6 +74,8 @@ def plan_model(source: Source, platform: Platform, options: LoadOptions, packs: 
     block_tokens = _choose_block_tokens(options.block_tokens, platform)
     family = model_class(str(source.config.get("model_type", "")))
     model = family(source.config, dtype=dtype, block_tokens=block_tokens, max_model_len=options.max_model_len)
+    if options.max_model_len is not None and options.max_model_len > model.context_tokens:
+        raise ConfigError(f"max_model_len {options.max_model_len} was asked for, and this model was made for {model.context_tokens} tokens; lower it")
     kernels = [kernel for pack in packs for kernel in pack.kernels] + list(platform.kernels())
     return model, resolve(trace(model), kernels, explicit=options.kernels, deterministic=options.deterministic)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,10 @@ class Attention(Spec):
             mixed = np.einsum("kgts,ksd->tkgd", weights / total, values)
             out[start:stop] = mixed.reshape(stop - start, self.heads.size, self.value_dim)
         return out
+
+    def magnitude(self, q: Any, cell: Any, batch: Any, sinks: Sequence[Any] | None = None) -> Any:
+        """The weighted mean of |v|: values of both signs cancel."""
+        return self.reference(q, SimpleNamespace(group=cell.group, k=cell.k, v=np.abs(wide(cell.v))), batch, sinks)
 
 
 def gather(array: Any, table: Any, first: int, stop: int) -> np.ndarray[Any, Any]:

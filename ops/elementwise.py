@@ -1,7 +1,7 @@
 """add, multiply, scale, activation, and gated_activation (optional, with a default). One dtype in, the same out."""
 from __future__ import annotations
 
-from math import erf, sqrt
+from math import erfc, sqrt
 from typing import Any, Literal
 
 import numpy as np
@@ -111,20 +111,21 @@ class GatedActivation(Spec):
         return np.abs(wide(gate) * wide(up))
 
 
-def _erf(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.vectorize(erf, otypes=[np.float64])(x) if x.size else x
+def _erfc(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.vectorize(erfc, otypes=[np.float64])(x) if x.size else x
 
 
-def _silu(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return x / (1 + np.exp(-np.maximum(x, -700)))
+def _sigmoid(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return 1 / (1 + np.exp(-np.maximum(x, -700)))
 
 
 FORMULAS = {
-    "silu": _silu,
-    "gelu": lambda x: x * 0.5 * (1 + _erf(x / sqrt(2))),
-    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "silu": lambda x: x * _sigmoid(x),
+    "gelu": lambda x: x * 0.5 * _erfc(-x / sqrt(2)),
+    "gelu_tanh": lambda x: x * _sigmoid(2 * sqrt(2 / np.pi) * (x + 0.044715 * x**3)),
     "relu": lambda x: np.maximum(x, 0),
 }
+"""(1 + erf(u)) is erfc(-u) and (1 + tanh(u)) is 2 sigmoid(2u): without the cancellation far below zero."""
 
 
 def _gated_activation(ops: Any, op: GatedActivation, gate: Any, up: Any) -> Any:

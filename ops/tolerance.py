@@ -63,10 +63,13 @@ def within(actual: Array, expected: Array, *, depth: int, halves: int = 1, magni
     return None if (wrong <= 1.0).all() else _worst("outside its bound", wrong, actual, expected)
 
 
-def naive_relative(actual: Array, naive: Array, expected: Array, *, factor: float = 2.0, depth: int = 8) -> str | None:
+def naive_relative(
+    actual: Array, naive: Array, expected: Array, *, factor: float = 2.0, depth: int = 8, magnitude: Array | None = None
+) -> str | None:
     """None, or why `actual` errs more than `factor` times as much as `naive` does (maximum and RMS), both against float64.
 
-    A naive evaluation that was lucky still counts as half an ulp off, and by `depth` float32 roundings of the largest value.
+    A naive evaluation that was lucky still counts as half an ulp off, and by `depth` float32 roundings of the largest
+    `magnitude` (default: |expected|), the sum of the absolute values that were added up.
     Infinities and NaN must stand where float64 or the naive evaluation has them.
     """
     if actual.shape != expected.shape:
@@ -79,7 +82,8 @@ def naive_relative(actual: Array, naive: Array, expected: Array, *, factor: floa
     if not finite.any():
         return None
     error, usual = np.abs(found - expected)[finite], np.abs(usual - expected)[finite]
-    floor = np.maximum(half_ulp(expected[finite], actual.dtype), depth * 2.0**-24 * np.abs(expected[finite]).max())
+    scale = np.abs(expected) if magnitude is None else magnitude
+    floor = np.maximum(half_ulp(expected[finite], actual.dtype), depth * 2.0**-24 * scale[finite].max())
     for name, measure in (("maximum", np.max), ("RMS", lambda e: np.sqrt(np.mean(e * e)))):
         size, allowed = float(measure(error)), factor * float(measure(np.maximum(usual, floor)))
         if not size <= allowed:

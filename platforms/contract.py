@@ -163,5 +163,9 @@ class Platform(ABC):
     @abstractmethod
     def memory(self) -> Memory: ...
 
+    def measure_limits(self) -> Mapping[str, float]:
+        """What the device can do at best, measured now: read_bytes_per_second, float32_flops, bfloat16_flops, ... Optional."""
+        return {}
+
     def close(self) -> None:
         """Release threads and device memory. Optional."""

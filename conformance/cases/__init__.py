@@ -20,6 +20,23 @@ def all_cases() -> Iterator[Case]:
         yield from family.cases()
 
 
+QUICK = 40
+"""Cases of a family in the quick list, unless said otherwise."""
+QUICK_MORE = {"linear.plain": 100, "sample.draw": 100, "rope.plain": 80, "kv.write": 80, "experts.moe": 60} | {
+    f"attention.{kind}.features": 80 for kind in attention.ROWS
+}
+
+
+def spread(family: Family) -> list[Case]:
+    """All its cases, those first whose seeds are smallest: any head of the list is a sample over all of its parameters."""
+    return sorted(family.cases(), key=lambda case: case.address.seed)
+
+
+def quick_cases() -> list[Case]:
+    """A fixed sample of each family, chosen by seed: a new case displaces at most one other."""
+    return [case for family in FAMILIES.values() for case in spread(family)[: QUICK_MORE.get(family.name, QUICK)]]
+
+
 def find(address: str) -> Case:
     """The case of an address, one of the manifest or not."""
     parsed = Address.parse(address)

@@ -1,7 +1,7 @@
 """Any CPU: NumPy arrays, kernels in C++ compiled on install, the instruction set chosen at run time."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...errors import ConfigError
 from ...ops import Kernel
@@ -40,6 +40,9 @@ class Cpu(HostPlatform):
             return Availability(True, f"any CPU, with the slow reference kernels: {missing_reason()}")
         found = NATIVE.features()
         return Availability(True, f"any CPU; kernels for {found['path']}, {found['threads']} threads")
+
+    def measure_limits(self) -> Mapping[str, float]:
+        return NATIVE.measure_limits() if NATIVE is not None else {}
 
     def kernels(self) -> Sequence[Kernel]:
         return [*native_kernels(), *reference_kernels()]

@@ -21,6 +21,7 @@ def native_kernels() -> Sequence[Kernel]:
     return [
         Kernel(op, f"native.{op}", _supports(extra), run, prepare, batch_invariant=True)
         for op, run, prepare, extra in (
+            ("derive", _derive, None, None),
             ("embedding", _embedding, None, None),
             ("linear", _linear, _pack, _plain_linear),
             ("take_rows", _take_rows, None, None),
@@ -82,6 +83,15 @@ def _linear(spec: Any, x: Array, weight: Packed, batch: Any) -> Any:
     outs = [np.empty((len(x), dim.size), dtype) for dim in spec.outputs]
     NATIVE.linear(np.ascontiguousarray(x), weight.panels, outs, weight.biases)
     return tuple(outs) if len(outs) > 1 else outs[0]
+
+
+def _derive(spec: Spec, batch: Any, state: Any) -> Any:
+    late = np.flatnonzero(batch.source >= 0)
+    if not late.size:
+        return batch
+    tokens = batch.tokens.copy()
+    tokens[late] = state.last_token[batch.source[late]]
+    return batch._replace(tokens=tokens)
 
 
 def _embedding(spec: Any, tokens: Array, weight: tuple[Array, ...]) -> Array:

@@ -18,10 +18,9 @@ def rotary_table(spec: Any, positions: Array) -> tuple[Array, Array]:
     highest = int(positions.max(initial=0))
     if highest >= MOST_POSITIONS:
         return _rows(spec, positions), np.arange(len(positions), dtype=np.int32)
-    key = (spec.frequencies, spec.scale)
-    table = _tables.get(key)
+    table = _tables.get(spec)
     if table is None or len(table) <= highest:
-        table = _tables[key] = _rows(spec, np.arange(1 << max(10, highest.bit_length())))
+        table = _tables[spec] = _rows(spec, np.arange(1 << max(10, highest.bit_length())))
     return table, positions
 
 

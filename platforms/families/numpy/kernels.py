@@ -10,12 +10,14 @@ from ....ops import DEFAULTS, DTYPES, Abstract, Kernel, Linear, Spec, always
 
 FINAL = ("derive", "sample", "write_kv")
 """Ops whose reference already answers in its final dtypes."""
+ROWWISE = ("add", "derive", "embedding", "multiply", "scale", "take_rows", "write_kv")
+"""Ops in which no row can disturb another; NumPy adds up a product in an order that depends on all of its sizes."""
 
 
 def reference_kernels() -> Sequence[Kernel]:
     """One kernel for each required op."""
     return [
-        Kernel(op, "numpy.reference", always, _exactly if op in FINAL else _rounded, _widened if op == Linear.op else None)
+        Kernel(op, "numpy.reference", always, _exactly if op in FINAL else _rounded, _widened if op == Linear.op else None, op in ROWWISE)
         for op in Spec.families
         if op not in DEFAULTS
     ]

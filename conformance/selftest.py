@@ -1,0 +1,143 @@
+"""The suite's own proof: which case kills which planted bug, and whether a legal variant is failed."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import ConfigError, suggest
+from .address import Address
+from .case import GOOD, Case, Outcome
+from .cases import FAMILIES, quick_cases, spread
+from .mutants import BUGS, LEGAL, Variant
+from .oracle import Expected, Oracle
+from .rig import Rig
+
+SAMPLE = 40
+"""Cases that a legal variant is tried on in a quick self-test."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one planted bug or legal variant: the first case that failed it, and how many were tried."""
+
+    name: str
+    source: str
+    case: str | None
+    detail: str
+    tried: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a self-test found. The suite is sound when no bug survived and no legal variant was failed."""
+
+    quick: bool
+    bugs: tuple[Finding, ...]
+    legal: tuple[Finding, ...]
+    seconds: float
+
+    @property
+    def survivors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.bugs if finding.case is None)
+
+    @property
+    def accused(self) -> tuple[Finding, ...]:
+        """Legal variants that a case failed."""
+        return tuple(finding for finding in self.legal if finding.case is not None)
+
+    @property
+    def sound(self) -> bool:
+        return not self.survivors and not self.accused
+
+
+def selftest(quick: bool = False, names: Sequence[str] | None = None, progress: Callable[[Finding], None] | None = None) -> Report:
+    """Run planted bugs until a case kills them, and legal variants on all of their cases (quick: on a sample).
+
+    quick: only the quick cases. names: prefixes of the variants to try (default: all). progress: hears each finding.
+    Raises `ConfigError` for a name that is nobody's.
+    """
+    started, oracle = time.perf_counter(), _Remembering()
+    bugs, legal = _named(BUGS, LEGAL, names)
+    listed = {case.id for case in quick_cases()} if quick else None
+    found: list[list[Finding]] = []
+    for variants in (bugs, legal):
+        found.append([])
+        for variant in variants:
+            cases = [case for case in cases_of(variant) if listed is None or case.id in listed]
+            found[-1].append(try_out(variant, cases[:SAMPLE] if quick and variants is legal else cases, oracle))
+            if progress is not None:
+                progress(found[-1][-1])
+    return Report(quick, tuple(found[0]), tuple(found[1]), round(time.perf_counter() - started, 2))
+
+
+def cases_of(variant: Variant) -> list[Case]:
+    """The cases that concern it, of all its families in turn."""
+    families = [spread(family) for name, family in FAMILIES.items() if name.startswith(variant.families)]
+    return [case for turn in zip_longest(*families) for case in turn if case is not None]
+
+
+def try_out(variant: Variant, cases: Sequence[Case], oracle: Oracle | None = None) -> Finding:
+    """The first of `cases` that does not end well."""
+    started, platform = time.perf_counter(), variant.make()
+    try:
+        with variant.patch():
+            rig = Rig(platform, oracle, variant.make)
+            for tried, (case, outcome) in enumerate(_outcomes(cases, rig), 1):
+                if outcome.verdict not in GOOD:
+                    return Finding(variant.name, variant.source, case.id, outcome.detail, tried, round(time.perf_counter() - started, 3))
+        return Finding(variant.name, variant.source, None, "", len(cases), round(time.perf_counter() - started, 3))
+    finally:
+        platform.close()
+
+
+def _outcomes(cases: Sequence[Case], rig: Rig) -> Iterator[tuple[Case, Outcome]]:
+    for case in cases:
+        yield case, case.run(rig)
+
+
+def _named(bugs: Sequence[Variant], legal: Sequence[Variant], names: Sequence[str] | None) -> tuple[list[Variant], list[Variant]]:
+    if not names:
+        return list(bugs), list(legal)
+    for name in names:
+        if not any(variant.name.startswith(name) for variant in (*bugs, *legal)):
+            raise ConfigError(f"no planted bug and no legal variant is called {name!r}. {suggest(name, [v.name for v in (*bugs, *legal)])}")
+    chosen = tuple(names)
+    return [v for v in bugs if v.name.startswith(chosen)], [v for v in legal if v.name.startswith(chosen)]
+
+
+class _Remembering(Oracle):
+    """Expectations in memory: the bugs of one op are tried on the same cases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: dict[Address, Expected] = {}
+
+    def kept(self, address: Address, compute: Callable[[], Expected]) -> Expected:
+        if address not in self.memory:
+            self.memory[address] = compute()
+        return self.memory[address]
+
+
+def show(report: Report, console: Console | None = None) -> None:
+    """The table: which case killed which bug, what survived, and which legal variant was failed."""
+    console = console or Console()
+    killed = len(report.bugs) - len(report.survivors)
+    table = Table(title="Planted bugs", title_justify="left", show_edge=False)
+    for heading, width in (("bug", 46), ("made before by", 24), ("killed by", None), ("after", 6)):
+        table.add_column(heading, width=width, overflow="fold", justify="right" if heading == "after" else "left")
+    for finding in report.bugs:
+        table.add_row(finding.name, finding.source, finding.case or "[bold red]survived[/]", str(finding.tried))
+    if report.bugs:
+        console.print(table)
+    for finding in report.accused:
+        console.print(f"[bold red]legal, and failed:[/] {finding.name} ({finding.source}) by {finding.case}: {finding.detail}")
+    console.print(
+        f"{killed} of {len(report.bugs)} planted bugs killed by the {'quick' if report.quick else 'full'} list; "
+        f"{len(report.legal) - len(report.accused)} of {len(report.legal)} legal variants passed; {report.seconds:.0f} s"
+    )
