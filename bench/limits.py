@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import psutil
@@ -16,14 +15,6 @@ from ..platforms.contract import Platform
 BUFFER_BYTES = 384 << 20
 """Larger than the caches."""
 REPEATS = 3
-
-
-@runtime_checkable
-class Measured(Protocol):
-    """A platform that measures its own device. Optional."""
-
-    def measure_limits(self) -> Mapping[str, float]:
-        """`read_bytes_per_second`, and `<dtype>_flops` for each dtype that has a peak of its own."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +29,7 @@ class Limits:
 
 def measure_limits(platform: Platform) -> Limits:
     """By the platform where it can. Otherwise, for host memory, by NumPy: a lower bound, and no peaks. Takes under a second."""
-    if isinstance(platform, Measured):
-        found = platform.measure_limits()
+    if found := platform.measure_limits():
         flops = {name.removesuffix("_flops"): rate for name, rate in found.items() if name.endswith("_flops")}
         return Limits(platform.name, found["read_bytes_per_second"], flops)
     if platform.capabilities.devices == ("cpu",):

@@ -1,6 +1,7 @@
 """A case: an address, the family that builds it, and what running it may answer."""
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -59,19 +60,19 @@ class Params:
     def __getitem__(self, name: str) -> str:
         return self.values[name]
 
-    def int(self, name: str) -> int:
-        return int(self.values[name])
+    def int(self, name: str) -> builtins.int:
+        return builtins.int(self.values[name])
 
-    def float(self, name: str) -> float:
-        return float(self.values[name])
+    def float(self, name: str) -> builtins.float:
+        return builtins.float(self.values[name])
 
     def flag(self, name: str) -> bool:
         return self.values[name] == "yes"
 
-    def pair(self, name: str) -> tuple[int, int]:
+    def pair(self, name: str) -> tuple[builtins.int, builtins.int]:
         """`32/8` -> (32, 8)."""
         first, _, second = self.values[name].partition("/")
-        return int(first), int(second or first)
+        return builtins.int(first), builtins.int(second or first)
 
 
 Run = Callable[[Params, Address, "Rig"], tuple[str, ...]]

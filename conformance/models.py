@@ -80,7 +80,9 @@ def load_on(rig: Rig, source: RandomSource, *, platform: Platform | None = None,
     if dtype not in said.dtypes or (block_tokens is not None and block_tokens not in said.block_tokens):
         raise Unsupported(f"capabilities: {', '.join(said.dtypes)}, in blocks of {', '.join(map(str, said.block_tokens))} tokens")
     options = LoadOptions(dtype=dtype, max_model_len=CONTEXT, block_tokens=block_tokens, deterministic=deterministic)
+    own = {(kernel.op, kernel.name) for kernel in platform.kernels()}
+    added = [kernel for kernel in rig.kernels if (kernel.op, kernel.name) not in own]
     try:
-        return load(source, platform, options, [KernelPack(platform.name, rig.kernels)])
+        return load(source, platform, options, [KernelPack(platform.name, added)])
     except ResolutionError as reason:
         raise Unsupported(str(reason)) from None

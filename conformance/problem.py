@@ -41,7 +41,7 @@ class Paged:
         """The same memory with its dead slots set to `value`, or to finite garbage (None)."""
         arrays = {}
         for name, array in self.arrays.items():
-            fill = np.full(array.shape, value) if value is not None else random.normal(0, 1e3, array.shape)
+            fill: Array = np.full(array.shape, value) if value is not None else random.normal(0, 1e3, array.shape)
             arrays[name] = np.where(self.live[:, None, :, None], array, fill.astype(array.dtype))
         return replace(self, arrays=arrays)
 
@@ -102,7 +102,7 @@ class Problem:
         """(arguments for the reference, its cell, its state); the cell and the state are copies that it may write."""
         cell = SimpleNamespace(group=0, **{name: array.copy() for name, array in (self.paged.arrays if self.paged else {}).items()})
         state = SimpleNamespace(last_token=None if self.last_token is None else self.last_token.copy())
-        given = {Given.WEIGHT: self.weight, Given.CELL: cell, Given.STATE: state, Given.BATCH: None, Given.SAMPLING: None}
+        given: dict[Given, Any] = {Given.WEIGHT: self.weight, Given.CELL: cell, Given.STATE: state, Given.BATCH: None, Given.SAMPLING: None}
         if self.packed is not None:
             given[Given.BATCH], given[Given.SAMPLING] = unpack(*self.packed)
         return self.fill(given, self.arrays), cell, state

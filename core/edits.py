@@ -16,7 +16,7 @@ class Edit(NamedTuple):
     sample: int
     token: int
     seen: bool
-    count: int
+    drawn: int
     bias: float
 
 

@@ -112,7 +112,8 @@ class Engine:
         self.scheduler.check(request)
         vocab = self.runner.loaded.model.vocab_size
         biased = [token for token, _ in params.logit_bias or ()]
-        for what, ids in (("the prompt", request.prompt), ("logit_bias", biased), ("stop_token_ids", params.stop_token_ids or ())):
+        named: dict[str, Any] = {"the prompt": request.prompt, "logit_bias": biased, "stop_token_ids": params.stop_token_ids or ()}
+        for what, ids in named.items():
             if (highest := max(ids, default=0)) >= vocab:
                 raise RequestError(f"{what} has token id {highest}, and the vocabulary ends at {vocab - 1}; check the tokenizer")
         return CheckedPrompt(name, text, request.prompt, params)

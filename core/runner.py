@@ -117,7 +117,7 @@ def pack(
         sampling.index[i], sampling.position[i] = row.request.sample_index, row.position
     for i, edit in enumerate(edits):
         sampling.edit_sample[i], sampling.edit_token[i] = edit.sample, edit.token
-        sampling.edit_seen[i], sampling.edit_count[i], sampling.edit_bias[i] = edit.seen, edit.count, edit.bias
+        sampling.edit_seen[i], sampling.edit_count[i], sampling.edit_bias[i] = edit.seen, edit.drawn, edit.bias
     return packed
 
 

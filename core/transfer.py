@@ -19,7 +19,7 @@ def export_prefix(engine: Engine, tokens: Sequence[int], salt: Salt | None = Non
 
     tokens: ids. The parts can be sent anywhere; `import_prefix` of an engine of the same model takes them.
     """
-    return engine.call(lambda: _export(engine, np.asarray(tokens, "<i4"), salt or Salt()))  # type: ignore[no-any-return]
+    return engine.call(lambda: _export(engine, np.asarray(tokens, "<i4"), salt or Salt()))
 
 
 def import_prefix(engine: Engine, tokens: Sequence[int], parts: Sequence[bytes], salt: Salt | None = None) -> int:
@@ -28,7 +28,7 @@ def import_prefix(engine: Engine, tokens: Sequence[int], parts: Sequence[bytes],
     Raises `ExchangeError` for parts of another model, prefix or salt, or with a changed byte; `CapacityError` where the
     pool is too full; and then nothing has changed.
     """
-    return engine.call(lambda: _import(engine, np.asarray(tokens, "<i4"), parts, salt or Salt()))  # type: ignore[no-any-return]
+    return engine.call(lambda: _import(engine, np.asarray(tokens, "<i4"), parts, salt or Salt()))
 
 
 def _export(engine: Engine, tokens: np.ndarray[Any, Any], salt: Salt) -> list[bytes]:

@@ -7,11 +7,10 @@ from math import isfinite
 from typing import Any, TypeVar
 
 from ..errors import CheckpointError, suggest
-from ..ops.elementwise import Kind
 
 Choice = TypeVar("Choice")
 
-ACTIVATIONS: dict[str, Kind] = {
+ACTIVATIONS: dict[str, str] = {
     "silu": "silu", "swish": "silu",
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",

@@ -23,7 +23,6 @@ from ..ops import (
     WeightTable,
     WriteKV,
 )
-from ..ops.elementwise import Kind
 from .base import Model
 from .config import ACTIVATIONS, AGAIN, Fields, read
 from .rotary import rotary
@@ -42,7 +41,7 @@ class Design:
     kv_heads: int
     head_dim: int
     epsilon: float
-    activation: Kind
+    activation: str
     tied: bool
     windows: Sequence[int | None]
     qkv_bias: bool = False

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SpecError
-from .elementwise import FORMULAS, Kind
+from .elementwise import FORMULAS
 from .spec import Abstract, Dim, Spec, expect, spec, wide
 from .tolerance import NAIVE_RELATIVE, elementwise
 from .weights import Tensor, Weight
@@ -64,7 +64,7 @@ class Moe(Spec):
     embed: int
     mlp: Dim
     top_k: int
-    activation: Kind
+    activation: str
     dtype: str
 
     def infer(self, x: Abstract, experts: Abstract, weights: Abstract, weight: Any, batch: Any) -> Abstract:

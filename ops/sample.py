@@ -102,7 +102,8 @@ def draw(logits: Array, sampling: Sampling) -> Array:
     for row in np.flatnonzero(temperature > 0):
         scores = kept(logits[row] / temperature[row], int(sampling.top_k[row]), float(sampling.top_p[row]), float(sampling.min_p[row]))
         words = (sampling.seed_low, sampling.seed_high, sampling.index, sampling.position)
-        uniform = uniforms(*(np.asarray(word)[row : row + 1] for word in words), vocab=len(scores))[0]
+        low, high, index, position = (np.asarray(word)[row : row + 1] for word in words)
+        uniform = uniforms(low, high, index, position, len(scores))[0]
         tokens[row] = np.argmax(scores - np.log(-np.log(wide(uniform))))
     return tokens
 

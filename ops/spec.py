@@ -1,6 +1,7 @@
 """What every op is described by: dims with logical axes, dtypes, abstract arrays, and the base of all specs."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
@@ -43,14 +44,14 @@ class Abstract(NamedTuple):
         return Abstract(tuple(size // known if n == -1 else n for n in shape), self.dtype)
 
 
-S = TypeVar("S", bound=type)
+T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def spec(cls: S) -> S:
+def spec(cls: type[T]) -> type[T]:
     """Make `cls` a frozen keyword-only dataclass whose hash is computed once: specs are keys of the hot table."""
-    made = dataclass(frozen=True, kw_only=True)(cls)
-    by_fields = made.__hash__
+    made: type[T] = dataclass(frozen=True, kw_only=True)(cls)
+    by_fields: Callable[[Any], int] = made.__hash__
 
     def cached(self: Any) -> int:
         value: int | None = self.__dict__.get("_hash")
@@ -59,7 +60,7 @@ def spec(cls: S) -> S:
             object.__setattr__(self, "_hash", value)
         return value
 
-    made.__hash__ = cached  # type: ignore[method-assign, assignment]
+    made.__hash__ = cached  # type: ignore[assignment]
     return made
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from ...errors import ConfigError, suggest
 from ..address import Address
 from ..case import Case, Family
-from . import attention, elementwise, experts, lookup, linear, norm, rope, sample, state
+from . import attention, contract, elementwise, engine, experts, graph, linear, lookup, norm, rope, sample, state, steps
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for module in (lookup, elementwise, norm, rope, linear, experts, sample, state, attention)
+    for module in (contract, steps, lookup, elementwise, norm, rope, linear, experts, sample, state, attention, graph, engine)
     for family in module.FAMILIES
 }
 

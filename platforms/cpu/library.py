@@ -1,14 +1,14 @@
 """The compiled kernels, or why they are not there."""
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-NATIVE: Any
+NATIVE: Any = None
+_ERROR = ""
 try:
-    from . import _native as NATIVE
-    _ERROR = ""
+    NATIVE = import_module(f"{__package__}._native")
 except ImportError as error:
-    NATIVE = None
     _ERROR = str(error)
 
 

@@ -18,8 +18,9 @@ class Reference(HostPlatform):
     capabilities = Capabilities(dtypes=("float32", *(dtype for dtype in FLOATS if dtype != "float32")))
 
     def __init__(self, options: Options) -> None:
-        if options.text:
-            raise ConfigError(f"reference:{options.text} was asked for, and reference takes no options; leave out the colon")
+        if options.text or options.extra:
+            said = options.text or ",".join(f"{key}={value}" for key, value in options.extra.items())
+            raise ConfigError(f"reference:{said} was asked for, and reference takes no options; leave out the colon")
         super().__init__(options)
 
     @classmethod

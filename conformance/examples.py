@@ -1,0 +1,108 @@
+"""Specs of every op: a plain one for each dtype, and odd ones that a platform may refuse but never stumble over."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+from ..ops import (
+    DTYPES,
+    Activation,
+    Add,
+    AddRmsNorm,
+    Attention,
+    Derive,
+    Dim,
+    Embedding,
+    GatedActivation,
+    LayerNorm,
+    Linear,
+    Moe,
+    Multiply,
+    QkvRopeWrite,
+    RmsNorm,
+    Rope,
+    Router,
+    Sample,
+    Scale,
+    Spec,
+    TakeRows,
+    WriteKV,
+)
+
+HUGE = 2**31 + 1
+
+
+def _rope(dtype: str, heads: int = 4) -> Rope:
+    return Rope(heads=Dim(heads, "heads"), head_dim=16, frequencies=tuple(10000.0 ** (-j / 8) for j in range(8)), dtype=dtype)
+
+
+def _write(dtype: str) -> WriteKV:
+    return WriteKV(kv_heads=Dim(2, "kv_heads"), key_dim=16, value_dim=16, dtype=dtype)
+
+
+PLAIN: dict[str, Callable[[str], Spec]] = {
+    "embedding": lambda dtype: Embedding(vocab=Dim(97, "vocab"), size=32, dtype=dtype),
+    "linear": lambda dtype: Linear(input=Dim(32, "embed"), outputs=(Dim(48, "mlp"),), dtype=dtype),
+    "take_rows": lambda dtype: TakeRows(size=32, dtype=dtype),
+    "add": lambda dtype: Add(dtype=dtype),
+    "multiply": lambda dtype: Multiply(dtype=dtype),
+    "scale": lambda dtype: Scale(factor=0.5, dtype=dtype),
+    "rms_norm": lambda dtype: RmsNorm(size=32, epsilon=1e-5, dtype=dtype),
+    "layer_norm": lambda dtype: LayerNorm(size=32, epsilon=1e-5, dtype=dtype),
+    "add_rms_norm": lambda dtype: AddRmsNorm(norm=RmsNorm(size=32, epsilon=1e-5, dtype=dtype)),
+    "rope": _rope,
+    "activation": lambda dtype: Activation(kind="silu", dtype=dtype),
+    "gated_activation": lambda dtype: GatedActivation(kind="silu", dtype=dtype),
+    "write_kv": _write,
+    "attention": lambda dtype: Attention(heads=Dim(4, "heads"), kv_heads=Dim(2, "kv_heads"), key_dim=16, value_dim=16, scale=0.25, dtype=dtype),
+    "qkv_rope_write": lambda dtype: QkvRopeWrite(query=_rope(dtype), key=_rope(dtype, 2), write=_write(dtype)),
+    "router": lambda dtype: Router(experts=Dim(8, "experts"), top_k=2),
+    "moe": lambda dtype: Moe(experts=Dim(8, "experts"), embed=32, mlp=Dim(16, "mlp"), top_k=2, activation="silu", dtype=dtype),
+    "sample": lambda dtype: Sample(vocab=Dim(97, "vocab")),
+    "derive": lambda dtype: Derive(),
+}
+"""op -> dtype -> its plain spec. `router`, `sample` and `derive` have no dtype."""
+
+ODD: dict[str, tuple[dict[str, Any], ...]] = {
+    "embedding": ({"vocab": Dim(1)}, {"vocab": Dim(HUGE)}, {"size": 1}),
+    "linear": (
+        {"bias": True}, {"outputs": (Dim(1), Dim(HUGE), Dim(3))}, {"input": Dim(1)}, {"reduce": True}, {"scheme": "int3_by_nobody"},
+        *({"out_dtype": dtype} for dtype in DTYPES),
+    ),
+    "take_rows": ({"size": 1}, {"size": HUGE}),
+    "scale": ({"factor": 0.0}, {"factor": float("inf")}, {"factor": float("nan")}),
+    "rms_norm": ({"size": 1}, {"size": HUGE}, {"epsilon": 0.0}, {"offset": 1.0}),
+    "layer_norm": ({"size": 1}, {"size": HUGE}, {"bias": False}),
+    "rope": ({"interleaved": True}, {"scale": 3.5}, {"frequencies": (1.0,)}, {"head_dim": 17}, {"heads": Dim(HUGE)}),
+    "activation": ({"kind": "relu"}, {"kind": "gelu"}),
+    "gated_activation": ({"kind": "gelu_tanh"}, {"kind": "relu"}),
+    "write_kv": ({"key_dim": 1}, {"value_dim": 576}, {"kv_heads": Dim(HUGE)}),
+    "attention": (
+        {"window": 1}, {"window": HUGE}, {"softcap": 30.0}, {"sinks": True}, {"value_dim": 1}, {"key_dim": 576}, {"key_dim": 33},
+        {"heads": Dim(7), "kv_heads": Dim(1)}, {"heads": Dim(HUGE), "kv_heads": Dim(1)}, {"scale": 0.0},
+    ),
+    "router": ({"top_k": 8}, {"sigmoid": True}, {"renormalize": False}, {"experts": Dim(HUGE)}),
+    "moe": ({"top_k": 8}, {"experts": Dim(2), "top_k": 1}, {"mlp": Dim(1)}, {"embed": HUGE}, {"activation": "relu"}),
+    "sample": ({"vocab": Dim(1)}, {"vocab": Dim(HUGE)}),
+}
+"""Changes to the plain spec, one after the other."""
+
+
+def specs(op: str, dtype: str) -> Iterator[Spec]:
+    """The plain spec in `dtype`, its odd variants, and the plain one in every other dtype."""
+    plain = PLAIN[op](dtype)
+    yield plain
+    for change in ODD.get(op, ()):
+        yield replace(plain, **change)  # type: ignore[type-var]
+    for other in DTYPES:
+        if other != dtype and PLAIN[op](other) != plain:
+            yield PLAIN[op](other)
+
+
+def dtype_of(spec: Any) -> str | None:
+    """What it computes in; of a composed spec, what its first part does."""
+    if hasattr(spec, "dtype"):
+        return str(spec.dtype)
+    parts = (getattr(spec, field.name) for field in fields(spec))
+    return next((found for part in parts if isinstance(part, Spec) and (found := dtype_of(part))), None)
