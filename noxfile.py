@@ -25,7 +25,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """The installed package, as strictly as mypy can. The C++ kernels have no part in it, so they are not built."""
-    session.install(*CONSTRAINTS, ".[serve]", "mypy", "types-psutil", env=NO_COMPILER)
+    session.install(*CONSTRAINTS, ".[serve]", "mypy", "pytest", "types-psutil", env=NO_COMPILER)
     with session.chdir(session.create_tmp()):
         session.run("mypy", "--config-file", str(session.invoked_from + "/pyproject.toml"), "-p", "inferplane")
 
@@ -49,7 +49,12 @@ def neutral(session: nox.Session) -> None:
 def sanitizers(session: nox.Session) -> None:
     """The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer (gcc on Linux)."""
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
-    session.install(*CONSTRAINTS, ".[dev]", env={"CFLAGS": flags, "LDFLAGS": "-fsanitize=address,undefined"})
+    build = {"CFLAGS": flags, "CXXFLAGS": flags, "LDFLAGS": "-fsanitize=address,undefined"}
+    session.install(*CONSTRAINTS, ".[dev]", env=build)
+    [library] = Path(session.virtualenv.location).glob("lib/python*/site-packages/inferplane/platforms/cpu/_native*.so")
+    for mark in (b"__asan_report_load", b"__ubsan_handle"):
+        if mark not in library.read_bytes():
+            session.error(f"{library} holds no {mark.decode()}: it was built without the sanitizers, so a green run would prove nothing")
     runtimes = [session.run("gcc", f"-print-file-name={name}", external=True, silent=True).strip()
                 for name in ("libasan.so", "libubsan.so")]
     session.run("pytest", "-k", "cpu and not test_layers and not test_cli and not test_readme", *session.posargs,

@@ -15,6 +15,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 OUTSIDE = {"build", "ci", "dist", "docs", "tests"}
+NO_PACKAGES = {"__pycache__", "example_vendor"}
+"""The example of a vendor's package is a distribution of its own."""
 SCRIPTS = {"conftest", "noxfile", "setup"}
 NATIVE = Path("platforms/cpu/native")
 
@@ -24,7 +26,7 @@ def packages() -> list[str]:
     found = ["inferplane"]
     for folder, children, _ in os.walk(ROOT):
         top = Path(folder) == ROOT
-        children[:] = sorted(c for c in children if c.isidentifier() and c != "__pycache__" and not (top and c in OUTSIDE))
+        children[:] = sorted(c for c in children if c.isidentifier() and c not in NO_PACKAGES and not (top and c in OUTSIDE))
         found += [".".join(["inferplane", *path.relative_to(ROOT).parts])
                   for path in (Path(folder, child) for child in children) if any(path.glob("*.py"))]
     return found
@@ -32,7 +34,11 @@ def packages() -> list[str]:
 
 def package_data() -> dict[str, list[str]]:
     data = {name: ["README.md", "*.toml"] for name in packages()[1:]}
-    return data | {"inferplane": ["py.typed"], "inferplane.model_zoo.tiny": ["README.md", "checkpoint/*"]}
+    return data | {
+        "inferplane": ["py.typed"],
+        "inferplane.model_zoo.tiny": ["README.md", "checkpoint/*"],
+        "inferplane.conformance": ["README.md", "templates/*.in", "mustpass/*/*.txt"],
+    }
 
 
 class Modules(build_py):

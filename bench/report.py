@@ -7,6 +7,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Record = Mapping[str, Any]
 
@@ -18,17 +19,20 @@ def show(record: Record, console: Console) -> None:
 
 
 def headline(record: Record) -> list[str]:
-    """The model, what computed it, and what that can do at most."""
-    model, machine, platform, limits = (record[name] for name in ("model", "machine", "platform", "limits"))
-    weights = "random weights" if model["random_weights"] else "its own weights"
+    """The model where there is one, what computed it, and what that can do at most."""
+    machine, platform, limits = (record[name] for name in ("machine", "platform", "limits"))
     rates = [f"read {limits['read_bytes_per_second'] / 1e9:.1f} GB/s"] if limits["read_bytes_per_second"] else []
     rates += [f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in limits["flops"].items()]
-    size = f"{model['parameters'] / 1e6:,.1f} M parameters"
     return [
-        f"{model['name']}: {size}, {model['dtype']}, {weights}; loaded in {record['load_seconds']:.1f} s",
+        *([_model(record["model"], record["load_seconds"])] if "model" in record else []),
         f"{platform['name']} on {machine['cpu']}, {machine['cores']} cores; load average {machine['load_average'][0]:.1f}",
         f"limits by {limits['source']}: {', '.join(rates) or 'unknown'}",
     ]
+
+
+def _model(model: Mapping[str, Any], load_seconds: float) -> str:
+    weights = "random weights" if model["random_weights"] else "its own weights"
+    return f"{model['name']}: {model['parameters'] / 1e6:,.1f} M parameters, {model['dtype']}, {weights}; loaded in {load_seconds:.1f} s"
 
 
 def _throughput(record: Record) -> Table:
@@ -53,14 +57,34 @@ def _latency(record: Record) -> Table:
     return table
 
 
+def _ops(record: Record) -> Table:
+    """A section for each op and kernel."""
+    table = _table(f"Ops in {record['dtype']}, one call", "", "ms", "MB", "GFLOP", "GB/s", "GFLOP/s", "of limit", left=1)
+    table.columns[0].no_wrap, table.columns[0].width, section = False, 25, ""
+    for one in record["results"]:
+        op, _, what = one["work"].partition(" ")
+        heading = f"{op}: {one.get('kernel') or ('refused' if one['refused'] else 'WRONG')}"
+        if heading != section:
+            section = heading
+            table.add_row(Text(heading, "bold"))
+        if why := one["refused"] or one["wrong"]:
+            table.add_row(Text(f"  {what}: {why}", "" if one["refused"] else "red"))
+            continue
+        seconds, size, flops = one["seconds"], one["bytes"], one["flops"]
+        products = (f"{flops / 1e9:,.3f}", f"{flops / seconds / 1e9:,.0f}") if flops else ("", "")
+        fraction = "unknown" if one["of_limit"] is None else f"{one['of_limit']:.2f} {one['by']}"
+        table.add_row(f"  {what}", f"{1e3 * seconds:,.3f}", f"{size / 1e6:,.2f}", products[0], f"{size / seconds / 1e9:,.1f}", products[1], fraction)
+    return table
+
+
 LATENCIES = {"to the first token": "first_token_ms", "between tokens": "between_tokens_ms", "end to end": "end_to_end_ms"}
-_TABLES = {"throughput": _throughput, "latency": _latency}
+_TABLES = {"throughput": _throughput, "latency": _latency, "ops": _ops}
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, *columns: str, left: int = 2) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < 2 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if place < left else "right", no_wrap=True)
     return table
 
 

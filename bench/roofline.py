@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from ..conformance.limits import Limits
 from ..core.trace import trace
 from ..model_zoo.base import Model
 from ..ops import DTYPES, Embedding, Linear, Weight
-from .limits import Limits
 from .work import Work
 
 MEMORY, COMPUTE = "memory", "compute"

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..conformance.limits import measure_limits
 from ..core.llm import LLM
 from ..core.loader import Progress
 from ..errors import ConfigError
 from .latency import measure_latency
-from .limits import measure_limits
 from .machine import describe_machine, describe_versions, today
 from .roofline import cost
 from .shapes import RandomWeights

@@ -8,8 +8,8 @@ from statistics import median
 
 import numpy as np
 
+from ..conformance.limits import Limits, measure_limits, typical
 from ..core.llm import LLM
-from .limits import Limits, measure_limits, typical
 from .roofline import bound, cost
 from .work import Work
 

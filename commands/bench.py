@@ -1,4 +1,4 @@
-"""`inferplane bench`: measures a model on a platform, against what the machine can do at most."""
+"""`inferplane bench`: measures a model, or each op alone, on a platform, against what the machine can do at most."""
 from __future__ import annotations
 
 import argparse
@@ -15,6 +15,7 @@ examples:
   inferplane bench throughput --shape llama-1b --platform cpu
   inferplane bench throughput --model ./Llama-3.2-1B --work decode1,128:64:16 --output figures.json
   inferplane bench latency --work 256:64:4 --repeats 5 --json
+  inferplane bench ops --platform acme --op linear,attention
 """
 WORK_HELP = """\
 work: decode1 (16 tokens in, 64 out), prefill1k (1,024 in, 1 out), batch16 and batch48 (that many requests at once,
@@ -25,7 +26,7 @@ cache is off.
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
-        "bench", help="measure throughput and latency", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        "bench", help="measure throughput, latency and single ops", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measure a model on a platform, and what the machine could do at most, in the same run.",
     )
     kinds = parser.add_subparsers(metavar="KIND", required=True)
@@ -33,6 +34,29 @@ def add(commands: Any) -> None:
          "times each work is measured; the figure is the median (default: 3)")
     _add(kinds, "latency", "time to the first token, between tokens and to the end, with a fixed number of requests at once",
          "requests that each client sends, one after the other (default: 3)")
+    _add_ops(kinds)
+
+
+def _add_ops(kinds: Any) -> None:
+    told = "each op's time in the shapes of real models, and the fraction of the machine's limit"
+    parser = kinds.add_parser("ops", help=told, description=f"Measure {told}. Outputs of the timed runs are checked.")
+    parser.add_argument("--platform", metavar="P", required=True, help="a platform, with options after a colon")
+    parser.add_argument("--op", metavar="OP,...", default="", help="only these, such as linear,attention (default: all)")
+    parser.add_argument("--dtype", metavar="D", help="what to compute in (default: what the platform prefers)")
+    parser.add_argument("--json", action="store_true", help="print the record instead of the table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="keep the record in a file, too")
+    parser.set_defaults(run=run_ops)
+
+
+def run_ops(args: argparse.Namespace) -> int:
+    from ..bench.ops import run_ops
+    from ..core.progress import bar
+
+    _check(args.output)
+    with bar(sys.stderr.isatty()) as progress:
+        record = run_ops(args.platform, [op.strip() for op in args.op.split(",") if op.strip()], args.dtype, progress or _tell)
+    _give(record, args)
+    return 1 if any(one["wrong"] for one in record["results"]) else 0
 
 
 def _add(kinds: Any, kind: str, told: str, repeats: str) -> None:
@@ -61,6 +85,11 @@ def run(args: argparse.Namespace) -> int:
     measure = {"throughput": run_throughput, "latency": run_latency}[args.kind]
     with bar(sys.stderr.isatty()) as progress:
         record = measure(plan, progress or _tell)
+    _give(record, args)
+    return 0
+
+
+def _give(record: dict[str, Any], args: argparse.Namespace) -> None:
     if args.output is not None:
         args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if args.json:
@@ -71,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
         from ..bench.report import show
 
         show(record, Console())
-    return 0
 
 
 def _tell(what: str, done: int, total: int) -> None:

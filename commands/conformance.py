@@ -3,14 +3,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..conformance.runner import Result
     from ..conformance.select import Selection
 
 EXAMPLES = """\
@@ -25,7 +22,6 @@ examples:
   inferplane conformance matrix whole other -o matrix
   inferplane conformance new acme                             a platform package to start from
 """
-SHOWN_FAILURES = 20
 
 
 def add(commands: Any) -> None:
@@ -99,9 +95,11 @@ def _selection(args: argparse.Namespace) -> Selection:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..conformance import bundle, runner, xfail
+    from rich.console import Console
+
+    from ..conformance import bundle, live, runner, xfail
+    from ..conformance.case import Verdict
     from ..conformance.cases import all_cases
-    from ..conformance.select import Selection
     from ..platforms import registry
 
     selection = _selection(args)
@@ -109,67 +107,18 @@ def _run(args: argparse.Namespace) -> int:
     platform = registry.named(args.platform)
     known = xfail.excuses(type(platform))
     platform.close()
-    stale = xfail.stale(known, (case.id for case in all_cases())) if known else []
-    here = args.here
-    stream = runner.run_here(runner.open_rig(args.platform), cases, known) if here else runner.run(args.platform, cases, known, timeout_seconds=args.timeout)
-    results = _watched(stream, len(cases), args)
+    stream = (runner.run_here(runner.open_rig(args.platform), cases, known) if args.here else
+              runner.run(args.platform, cases, known, timeout_seconds=args.timeout))
+    results = list(stream) if args.json else live.watch(stream, len(cases), args.platform, Console(stderr=True))
+    refused = [one.case for one in results if one.verdict is Verdict.UNSUPPORTED]
+    stale = xfail.stale(known, (case.id for case in all_cases()), refused) if known else []
     folder = args.output or Path(f"conformance-{args.platform.replace(':', '-')}")
-    found = bundle.write(folder, args.platform, results, Selection(selection.profile, selection.quick, selection.queries, selection.shard), stale)
+    found = bundle.write(folder, args.platform, results, selection, stale)
     if args.json:
         print(json.dumps({**asdict(found), "bundle": str(folder)}, indent=2))
     else:
-        _tell(args.platform, results, found, folder)
+        live.tell(args.platform, results, found, folder, Console())
     return 0 if found.passed else 1
-
-
-def _watched(stream: Any, total: int, args: argparse.Namespace) -> list[Result]:
-    """Collect the results under a live bar; failures are told as they come."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from ..conformance.case import GOOD
-
-    console = Console(stderr=True)
-    results: list[Result] = []
-    counts: Counter[str] = Counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=args.json) as bar:
-        task = bar.add_task("starting", total=total)
-        for result in stream:
-            results.append(result)
-            counts[str(result.verdict)] += 1
-            if result.verdict not in GOOD and not args.json and sum(counts[v] for v in counts if v not in GOOD) <= SHOWN_FAILURES:
-                console.print(f"[red]{result.verdict}[/] {result.case}\n    {result.detail}\n    {replay(args.platform, result.case)}", highlight=False, soft_wrap=True)
-            bar.update(task, advance=1, description=", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items())))
-    return results
-
-
-def replay(platform: str, case: str) -> str:
-    """The command that runs one case again, alone."""
-    return f"inferplane conformance run --platform {shlex.quote(platform)} {shlex.quote(case)}"
-
-
-def _tell(platform: str, results: list[Result], found: Any, folder: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    rows: dict[str, Counter[str]] = {}
-    for one in results:
-        rows.setdefault(one.feature, Counter())[str(one.verdict)] += 1
-    verdicts = sorted({verdict for row in rows.values() for verdict in row})
-    table = Table("family", *verdicts, title=f"Conformance of {platform}", title_justify="left")
-    for feature, row in rows.items():
-        table.add_row(feature, *(str(row[verdict] or "") for verdict in verdicts))
-    console = Console()
-    console.print(table)
-    said = "PASSED" if found.passed else "FAILED"
-    why = "certificate: every result at grade device" if found.certificate else f"no certificate: grades {', '.join(found.grades) or 'none'}, passed {found.passed}"
-    console.print(f"{said}: {', '.join(f'{n} {verdict}' for verdict, n in found.counts.items())}; {why}", highlight=False)
-    for reason in found.reasons[:SHOWN_FAILURES]:
-        console.print(f"  {reason}", highlight=False, soft_wrap=True)
-    if len(found.reasons) > SHOWN_FAILURES:
-        console.print(f"  and {len(found.reasons) - SHOWN_FAILURES} more")
-    console.print(f"bundle: {folder}", highlight=False, soft_wrap=True)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -180,6 +129,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from ..conformance.cases import find
+    from ..conformance.runner import replay
 
     case = find(args.case)
     print(f"{case.id}\n  family  {case.family.name}, level L{case.level}\n  seed    {case.address.seed}")
@@ -199,7 +149,7 @@ def _verify(args: argparse.Namespace) -> int:
     else:
         print(f"{args.bundle} is as it was written: {checked.platform} {'passed' if found.passed else 'failed'} "
               f"{sum(found.counts.values())} cases ({', '.join(f'{n} {verdict}' for verdict, n in found.counts.items())}); "
-              f"certificate: {'yes' if found.certificate else 'no'}")
+              f"certificate: {'yes' if found.certificate else 'no, ' + '; '.join(found.withheld or ['not everything passed'])}")
     return 0 if found.passed else 1
 
 

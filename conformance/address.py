@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import ConfigError
 
 FAMILY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
+WILDCARDS = "*?"
 PAIR = re.compile(r"[a-z0-9_]+=[A-Za-z0-9_./+-]+")
 
 
@@ -32,7 +33,10 @@ class Address:
         pairs = rest.split(";") if rest else []
         if not FAMILY.fullmatch(family) or not all(PAIR.fullmatch(pair) for pair in pairs):
             raise ConfigError(f"{text!r} is no case address; one looks like linear.plain:dtype=float32;m=17;k=64")
-        return cls(family, tuple((name, value) for name, _, value in (pair.partition("=") for pair in pairs)))
+        params = tuple((name, value) for name, _, value in (pair.partition("=") for pair in pairs))
+        if len(dict(params)) != len(params):
+            raise ConfigError(f"{text!r} says a parameter twice; a case has each of them once")
+        return cls(family, params)
 
     @property
     def values(self) -> Mapping[str, str]:
@@ -50,4 +54,4 @@ class Address:
     def matches(self, query: str) -> bool:
         """A prefix of the address, or a pattern with * and ? over all of it."""
         text = str(self)
-        return fnmatchcase(text, query) if any(sign in query for sign in "*?") else text.startswith(query)
+        return fnmatchcase(text, query) if any(sign in query for sign in WILDCARDS) else text.startswith(query)

@@ -5,8 +5,8 @@ import hashlib
 import json
 import platform as machine
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,8 +15,8 @@ from xml.etree import ElementTree as xml
 
 from ..errors import ConfigError
 from ..platforms.contract import CONTRACT
-from .case import GOOD, Verdict
-from .runner import Result
+from .case import GOOD, Case, Verdict
+from .runner import GRADES, Result, replay
 from .select import VERSION, Selection, manifest_hash
 
 RESULTS, JUNIT, ENVIRONMENT, VERDICT, SUMS = "results.jsonl", "junit.xml", "environment.json", "verdict.json", "SHA256SUMS"
@@ -29,38 +29,44 @@ class Judgement:
 
     passed: bool
     certificate: bool
-    """Passed, whole, and every result at grade device."""
+    """Passed, and nothing withholds it."""
     counts: dict[str, int]
     grades: dict[str, int]
     reasons: tuple[str, ...]
+    """Why it did not pass."""
+    withheld: tuple[str, ...]
+    """Why it would be no certificate even so."""
 
 
-def judgement(results: Sequence[Result], asked: Sequence[str], stale: Sequence[str]) -> Judgement:
-    """Recomputed from results alone: by whoever ran the suite, and by whoever checks the bundle."""
+def judgement(results: Sequence[Result], selection: Selection, cases: Sequence[Case], stale: Sequence[str]) -> Judgement:
+    """Recomputed from results alone, by whoever ran the suite and by whoever checks the bundle. cases: those of the selection."""
     counts, grades = Counter(str(one.verdict) for one in results), Counter(one.grade for one in results)
+    told, wanted = Counter(one.case for one in results), dict.fromkeys(case.id for case in cases)
     reasons = [f"{one.verdict}: {one.case}" for one in results if one.verdict not in GOOD]
     reasons += [f"stale entry in xfail.toml: {case}" for case in stale]
-    told, wanted = Counter(one.case for one in results), set(asked)
-    reasons += [f"no result: {case}" for case in asked if not told[case]]
+    reasons += [f"no result: {case}" for case in wanted if not told[case]]
     reasons += [f"{'more than one result' if case in wanted else 'not asked for'}: {case}" for case, n in told.items() if n > 1 or case not in wanted]
-    passed = not reasons and counts[Verdict.PASS] > 0
-    return Judgement(passed, passed and set(grades) == {"device"}, dict(sorted(counts.items())), dict(sorted(grades.items())), tuple(reasons))
+    if not reasons and not counts[Verdict.PASS]:
+        reasons = ["no case passed: the platform refused all of them, or excused them"]
+    withheld = [f"of the whole list only {selection.partial}"] if selection.partial else []
+    withheld += [f"{n:,} results at grade {grade}" for grade, n in sorted(grades.items()) if grade != GRADES[0]]
+    if selection.profile is not None:
+        withheld += [f"{n:,} {verdict} in a profile, which must pass" for verdict, n in sorted(counts.items()) if verdict != Verdict.PASS]
+    return Judgement(not reasons, not reasons and not withheld, dict(sorted(counts.items())), dict(sorted(grades.items())), tuple(reasons), tuple(withheld))
 
 
-def write(folder: Path, platform: str, results: Sequence[Result], selection: Selection, stale: Sequence[str] = ()) -> Judgement:
-    """All files of a bundle, the sums last."""
+def write(folder: Path, platform: str, results: Sequence[Result], selection: Selection, stale: Sequence[str] = (),
+          made_on: Sequence[dict[str, Any]] | None = None) -> Judgement:
+    """All files of a bundle, the sums last. made_on: the machines behind the results (default: this one)."""
     folder.mkdir(parents=True, exist_ok=True)
     cases = selection.cases()
-    asked = [case.id for case in cases]
-    found = judgement(results, asked, stale)
-    lines = (json.dumps(asdict(one), sort_keys=True) for one in results)
-    (folder / RESULTS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    (folder / JUNIT).write_bytes(_junit(platform, results))
+    found = judgement(results, selection, cases, stale)
     environment = {
         "suite": VERSION, "contract": list(CONTRACT), "platform": platform, "selection": asdict(selection), "manifest": manifest_hash(cases),
-        "stale": list(stale), "packages": _versions(), "python": machine.python_version(), "machine": machine.platform(),
-        "processor": machine.machine(), "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "stale": list(stale), "made_on": list(made_on or [_this_machine()]), "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    (folder / RESULTS).write_text("".join(f"{json.dumps(asdict(one), sort_keys=True)}\n" for one in results), encoding="utf-8")
+    (folder / JUNIT).write_bytes(_junit(platform, results))
     (folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / VERDICT).write_text(json.dumps(asdict(found), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / SUMS).write_text("".join(f"{_sum(folder / name)}  {name}\n" for name in (RESULTS, JUNIT, ENVIRONMENT, VERDICT)), encoding="utf-8")
@@ -69,68 +75,84 @@ def write(folder: Path, platform: str, results: Sequence[Result], selection: Sel
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle as it was read."""
+    """A bundle that holds what it claims."""
 
     folder: Path
+    platform: str
+    selection: Selection
     environment: dict[str, Any]
     results: list[Result]
     judgement: Judgement
-
-    @property
-    def platform(self) -> str:
-        return str(self.environment["platform"])
-
-    @property
-    def selection(self) -> Selection:
-        said = self.environment["selection"]
-        return Selection(said["profile"], said["quick"], tuple(said["queries"]), tuple(said["shard"]))
 
 
 def verify(folder: Path) -> Bundle:
     """Read a bundle and recompute all that it claims. Raises `ConfigError` with the first thing that does not hold."""
     _check_sums(folder)
-    environment = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    results = [_result(line) for line in (folder / RESULTS).read_text(encoding="utf-8").splitlines()]
-    if environment["suite"] != VERSION:
-        raise ConfigError(f"{folder} was made by suite {environment['suite']}, and this is {VERSION}; verify it with that version")
-    bundle = Bundle(folder, environment, results, Judgement(False, False, {}, {}, ()))
-    cases = bundle.selection.cases()
-    if manifest_hash(cases) != environment["manifest"]:
-        raise ConfigError(f"{folder} was asked other cases than this suite has for the same selection; verify it with the inferplane that made it "
-                          f"({environment['packages'].get('inferplane')})")
-    found = judgement(results, [case.id for case in cases], environment["stale"])
-    claimed = json.loads((folder / VERDICT).read_text(encoding="utf-8"))
-    if claimed != json.loads(json.dumps(asdict(found))):
-        raise ConfigError(f"{folder / VERDICT} says otherwise than its results: recomputed {found.counts}, passed {found.passed}, certificate {found.certificate}")
-    return Bundle(folder, environment, results, found)
+    path = folder / ENVIRONMENT
+    environment = _read(path, json.loads)
+    suite, platform, manifest, stale, made_with = _read(path, lambda _: (
+        *(environment[name] for name in ("suite", "platform", "manifest", "stale")), environment["made_on"][0]["packages"].get("inferplane")))
+    if suite != VERSION:
+        raise ConfigError(f"{folder} was made by suite {suite}, and this is {VERSION}; verify it with inferplane {made_with}")
+    selection = _read(path, lambda _: Selection(
+        **environment["selection"] | {name: tuple(environment["selection"][name]) for name in ("queries", "shard")}))
+    cases = selection.cases()
+    if manifest_hash(cases) != manifest:
+        raise ConfigError(f"{folder} was asked other cases than this suite has for the same selection; verify it with inferplane {made_with}")
+    results = _read(folder / RESULTS, lambda text: [_result(line) for line in text.splitlines()])
+    known = {case.id: case for case in cases}
+    for one in results:
+        if one.case in known and (one.feature, one.level) != (known[one.case].feature, known[one.case].level):
+            raise ConfigError(f"{folder / RESULTS} tells {one.case} as {one.feature}, level {one.level}, which it is not")
+    found = judgement(results, selection, cases, stale)
+    if _read(folder / VERDICT, json.loads) != json.loads(json.dumps(asdict(found))):
+        raise ConfigError(f"{folder / VERDICT} says otherwise than its results: recomputed {found.counts}, passed {found.passed}, "
+                          f"certificate {found.certificate}{''.join(f'; {reason}' for reason in found.reasons[:3])}")
+    if (folder / JUNIT).read_bytes() != _junit(platform, results):
+        raise ConfigError(f"{folder / JUNIT} says otherwise than {RESULTS}; run the suite again")
+    return Bundle(folder, platform, selection, environment, results, found)
 
 
 def merge(folders: Sequence[Path], into: Path) -> Judgement:
     """Shards of one selection become one bundle. Raises `ConfigError` where they do not fit together."""
     bundles = [verify(folder) for folder in folders]
-    kinds = {(one.platform, one.selection.profile, one.selection.quick, one.selection.queries, one.selection.shard[1]) for one in bundles}
-    if len(kinds) != 1:
+    first = bundles[0]
+    whole = replace(first.selection, shard=(1, 1))
+    count = first.selection.shard[1]
+    if any((one.platform, replace(one.selection, shard=(1, 1)), one.selection.shard[1]) != (first.platform, whole, count) for one in bundles):
         raise ConfigError(f"{', '.join(map(str, folders))} are no shards of one run: they differ in platform, selection or number of shards")
-    first = bundles[0].selection
-    missing = set(range(1, first.shard[1] + 1)) - {one.selection.shard[0] for one in bundles}
-    if missing:
-        raise ConfigError(f"shards {', '.join(map(str, sorted(missing)))} of {first.shard[1]} are missing")
-    whole = Selection(first.profile, first.quick, first.queries)
+    shards = Counter(one.selection.shard[0] for one in bundles)
+    if wrong := [k for k in range(1, count + 1) if shards[k] != 1]:
+        raise ConfigError(f"of {count} shards each is needed once; missing or given twice: {', '.join(map(str, wrong))}")
     order = {case.id: place for place, case in enumerate(whole.cases())}
-    results = sorted((result for one in bundles for result in one.results), key=lambda result: order[result.case])
-    stale = list(dict.fromkeys(case for one in bundles for case in one.environment["stale"]))
-    return write(into, bundles[0].platform, results, whole, stale)
+    results = sorted((result for one in bundles for result in one.results), key=lambda result: order.get(result.case, len(order)))
+    stale = dict.fromkeys(case for one in bundles for case in one.environment["stale"])
+    made_on = [made for one in bundles for made in one.environment["made_on"]]
+    distinct = [made for place, made in enumerate(made_on) if made not in made_on[:place]]
+    return write(into, first.platform, results, whole, list(stale), distinct)
 
 
 def _check_sums(folder: Path) -> None:
+    """The list of sums is exactly the one that these files have."""
     if not (folder / SUMS).is_file():
         raise ConfigError(f"{folder} is no bundle: it has no {SUMS}")
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        claimed, _, name = line.partition("  ")
+    claimed = (folder / SUMS).read_bytes().splitlines(keepends=True)
+    for name in (RESULTS, JUNIT, ENVIRONMENT, VERDICT):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder} lacks {name}")
-        if _sum(folder / name) != claimed:
+        if f"{_sum(folder / name)}  {name}\n".encode() not in claimed:
             raise ConfigError(f"{folder / name} was changed after the run: its SHA-256 is not the one in {SUMS}; run the suite again")
+    if len(claimed) != len((RESULTS, JUNIT, ENVIRONMENT, VERDICT)):
+        raise ConfigError(f"{folder / SUMS} was changed after the run: it lists other files than a bundle has")
+
+
+def _read(path: Path, take: Callable[[str], Any]) -> Any:
+    try:
+        return take(path.read_text(encoding="utf-8"))
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ConfigError(f"{path} is not as the suite writes it: {type(error).__name__}: {error}") from None
 
 
 def _sum(path: Path) -> str:
@@ -139,7 +161,13 @@ def _sum(path: Path) -> str:
 
 def _result(line: str) -> Result:
     said = json.loads(line)
+    if said["grade"] not in GRADES:
+        raise ValueError(f"grade {said['grade']!r}")
     return Result(**{**said, "verdict": Verdict(said["verdict"]), "kernels": tuple(said["kernels"])})
+
+
+def _this_machine() -> dict[str, Any]:
+    return {"packages": _versions(), "python": machine.python_version(), "machine": machine.platform(), "processor": machine.machine()}
 
 
 def _versions() -> dict[str, str]:
@@ -152,19 +180,21 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _junit(platform: str, results: Iterable[Result]) -> bytes:
-    results = list(results)
-    bad = [one for one in results if one.verdict not in GOOD]
-    suite = xml.Element("testsuite", name=f"inferplane.conformance.{platform}", tests=str(len(results)), failures=str(len(bad)))
+def _junit(platform: str, results: Sequence[Result]) -> bytes:
+    """Each failure with the command that replays it; each refusal, excuse or measurement with its words."""
+    counts = Counter(one.verdict for one in results)
+    failures, errors = counts[Verdict.FAIL] + counts[Verdict.XPASS], counts[Verdict.ERROR] + counts[Verdict.TIMEOUT]
+    suite = xml.Element("testsuite", name=f"inferplane.conformance.{platform}", tests=str(len(results)), failures=str(failures), errors=str(errors))
     for one in results:
         case = xml.SubElement(suite, "testcase", classname=one.feature, name=one.case, time=f"{one.seconds:.4f}")
         if one.verdict not in GOOD:
-            xml.SubElement(case, "failure", message=str(one.verdict)).text = _printable(one.detail)
-        elif one.verdict != Verdict.PASS:
+            kind = "error" if one.verdict in (Verdict.ERROR, Verdict.TIMEOUT) else "failure"
+            xml.SubElement(case, kind, message=str(one.verdict)).text = _printable(f"{one.detail}\n{replay(platform, one.case)}")
+        elif one.verdict != Verdict.PASS or one.detail:
             xml.SubElement(case, "system-out").text = _printable(f"{one.verdict}: {one.detail}")
     return xml.tostring(suite, encoding="utf-8", xml_declaration=True)
 
 
 def _printable(text: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return "".join(sign for sign in text if sign in "\t\n" or ord(sign) >= 32)
+    """Without the characters that XML cannot hold."""
+    return "".join(sign for sign in text if sign in "\t\n" or 32 <= ord(sign) < 0xD800 or 0xE000 <= ord(sign) < 0xFFFE or ord(sign) > 0xFFFF)

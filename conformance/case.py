@@ -75,8 +75,8 @@ class Params:
         return builtins.int(first), builtins.int(second or first)
 
 
-Run = Callable[[Params, Address, "Rig"], tuple[str, ...]]
-"""Runs one case; names the kernels that took part. Raises `Failed` or `Unsupported`."""
+Run = Callable[[Params, Address, "Rig"], tuple[str, ...] | Outcome]
+"""Runs one case; names the kernels that took part, or says more in a whole outcome. Raises `Failed` or `Unsupported`."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,19 @@ class Case:
     def level(self) -> int:
         return self.family.level
 
+    @property
+    def feature(self) -> str:
+        """Its row of the matrix."""
+        return self.family.feature or self.family.name
+
     def run(self, rig: Rig) -> Outcome:
         """Never raises, except for an interrupt."""
         try:
-            return Outcome(Verdict.PASS, kernels=self.family.run(Params(self.address.values), self.address, rig))
+            made = self.family.run(Params(self.address.values), self.address, rig)
+            return made if isinstance(made, Outcome) else Outcome(Verdict.PASS, kernels=made)
         except Unsupported as reason:
             return Outcome(Verdict.UNSUPPORTED, str(reason))
         except Failed as reason:
             return Outcome(Verdict.FAIL, str(reason))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Outcome(Verdict.ERROR, f"{type(error).__name__}: {error}")

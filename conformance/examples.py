@@ -55,7 +55,8 @@ PLAIN: dict[str, Callable[[str], Spec]] = {
     "activation": lambda dtype: Activation(kind="silu", dtype=dtype),
     "gated_activation": lambda dtype: GatedActivation(kind="silu", dtype=dtype),
     "write_kv": _write,
-    "attention": lambda dtype: Attention(heads=Dim(4, "heads"), kv_heads=Dim(2, "kv_heads"), key_dim=16, value_dim=16, scale=0.25, dtype=dtype),
+    "attention": lambda dtype: Attention(
+        heads=Dim(4, "heads"), kv_heads=Dim(2, "kv_heads"), key_dim=16, value_dim=16, scale=0.25, dtype=dtype),
     "qkv_rope_write": lambda dtype: QkvRopeWrite(query=_rope(dtype), key=_rope(dtype, 2), write=_write(dtype)),
     "router": lambda dtype: Router(experts=Dim(8, "experts"), top_k=2),
     "moe": lambda dtype: Moe(experts=Dim(8, "experts"), embed=32, mlp=Dim(16, "mlp"), top_k=2, activation="silu", dtype=dtype),

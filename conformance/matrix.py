@@ -9,67 +9,74 @@ from pathlib import Path
 
 from .bundle import Bundle
 from .case import GOOD, Verdict
+from .runner import GRADES, Result
 
 LEVELS = {0: "Contract", 1: "Ops", 2: "Attention", 3: "Graphs", 4: "Engine", 5: "Roofline"}
-GRADES = ("device", "compiled", "interpreted")
-"""From the strongest proof to the weakest; a cell shows the weakest among its results."""
+MARKS = {"good": "✓", "part": "◐", "bad": "✗", "none": "\N{EN DASH}"}
+MEANINGS = {"good": "all pass", "part": "some are refused, with a reason, or excused", "bad": "some fail", "none": "refused, or not run"}
+WORDS = {
+    Verdict.FAIL: "failed", Verdict.ERROR: "errors", Verdict.TIMEOUT: "timed out", Verdict.XPASS: "passed though excused",
+    Verdict.UNSUPPORTED: "refused", Verdict.XFAIL: "excused",
+}
+"""What is not a pass, as the page says it."""
+SHOWN_FAILURES = 25
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One feature on one platform."""
+    """One feature, or one level, on one platform."""
 
-    counts: Counter[str]
+    counts: Counter[Verdict]
     grade: str
-
-    @property
-    def passed(self) -> int:
-        return self.counts[Verdict.PASS]
-
-    @property
-    def asked(self) -> int:
-        """Cases that the platform did not refuse."""
-        return sum(self.counts.values()) - self.counts[Verdict.UNSUPPORTED]
+    """The weakest among its results."""
 
     @property
     def kind(self) -> str:
-        """bad, none, part or good: how it is coloured, and the word behind the colour."""
+        """bad, none, part or good: how it is coloured, and the mark beside the colour."""
         if any(verdict not in GOOD for verdict in self.counts):
             return "bad"
-        if not self.passed:
+        if not self.counts[Verdict.PASS]:
             return "none"
-        return "part" if self.counts[Verdict.UNSUPPORTED] or self.counts[Verdict.XFAIL] else "good"
+        return "good" if set(self.counts) == {Verdict.PASS} else "part"
 
     @property
-    def words(self) -> str:
-        """Every count, for a reader who points at the cell."""
-        return ", ".join(f"{n} {verdict}" for verdict, n in sorted(self.counts.items()))
+    def count(self) -> str:
+        return f"{self.counts[Verdict.PASS]:,}/{self.counts.total():,}"
 
+    @property
+    def rest(self) -> str:
+        """What did not pass, in words."""
+        return ", ".join(f"{self.counts[verdict]:,} {word}" for verdict, word in WORDS.items() if self.counts[verdict])
 
-MARKS = {"good": "✓", "part": "◐", "bad": "✗", "none": "–"}
+    def __add__(self, other: Cell) -> Cell:
+        return Cell(self.counts + other.counts, max(self.grade, other.grade, key=GRADES.index))
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """rows: (level, feature); columns: platforms, in the order of the bundles."""
+    """rows: (level, feature); columns: platforms, in the order of the bundles. cells: (feature or level, platform)."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[int, str], ...]
-    cells: dict[tuple[str, str], Cell]
+    cells: dict[tuple[str | int, str], Cell]
+    failures: dict[str, list[Result]]
 
 
 def matrix(bundles: Sequence[Bundle]) -> Matrix:
-    cells: dict[tuple[str, str], Cell] = {}
-    rows: dict[tuple[int, str], None] = {}
+    """A case that several bundles of one platform tell counts once, and as failed if one of them says so."""
+    told: dict[tuple[str, str], Result] = {}
     for bundle in bundles:
         for result in bundle.results:
-            rows[result.level, result.feature] = None
-            place = (result.feature, bundle.platform)
-            old = cells.get(place, Cell(Counter(), GRADES[0]))
-            grade = max(old.grade, result.grade, key=lambda one: GRADES.index(one) if one in GRADES else len(GRADES))
-            cells[place] = Cell(old.counts + Counter([str(result.verdict)]), grade)
+            if (bundle.platform, result.case) not in told or result.verdict not in GOOD:
+                told[bundle.platform, result.case] = result
+    cells: dict[tuple[str | int, str], Cell] = {}
+    for (platform, _), result in told.items():
+        for row in (result.feature, result.level):
+            one = Cell(Counter([result.verdict]), result.grade)
+            cells[row, platform] = cells[row, platform] + one if (row, platform) in cells else one
     columns = tuple(dict.fromkeys(bundle.platform for bundle in bundles))
-    return Matrix(columns, tuple(sorted(rows, key=lambda row: row[0])), cells)
+    failures = {column: [one for (platform, _), one in told.items() if platform == column and one.verdict not in GOOD] for column in columns}
+    return Matrix(columns, tuple(sorted({(result.level, result.feature) for result in told.values()})), cells, failures)
 
 
 def write(folder: Path, bundles: Sequence[Bundle]) -> list[Path]:
@@ -83,79 +90,114 @@ def write(folder: Path, bundles: Sequence[Bundle]) -> list[Path]:
 
 
 def markdown(table: Matrix, bundles: Sequence[Bundle]) -> str:
-    lines = [f"| | {' | '.join(table.columns)} |", f"|---|{'---|' * len(table.columns)}"]
+    lines = [f"| | {' | '.join(map(_plain, table.columns))} |", f"|---|{'---|' * len(table.columns)}"]
     for level, feature in table.rows:
         shown = (table.cells.get((feature, column)) for column in table.columns)
-        lines.append(f"| L{level} {feature} | {' | '.join(_short(cell) for cell in shown)} |")
-    legend = "✓ all pass, ◐ some are refused or excused, ✗ some fail, – refused or not run; passed/asked, and the grade unless it is device."
-    return "\n".join([*lines, "", legend, "", *(f"- **{bundle.platform}**: {_about(bundle)}" for bundle in bundles), ""])
+        lines.append(f"| L{level} {_plain(feature)} | {' | '.join(map(_short, shown))} |")
+    legend = ", ".join(f"{MARKS[kind]} {meaning}" for kind, meaning in MEANINGS.items())
+    about = (f"- **{_plain(bundle.platform)}**: {'; '.join(_about(bundle))}" for bundle in bundles)
+    return "\n".join([*lines, "", f"Passed of all; the grade unless it is device. {legend}.", "", *about, ""])
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, in one cell."""
+    return "".join(f"\\{sign}" if sign in "\\|`*_{}[]<>#" else sign for sign in text.replace("\n", " "))
 
 
 def _short(cell: Cell | None) -> str:
     if cell is None:
-        return "–"
-    grade = "" if cell.grade == "device" else f" {cell.grade}"
-    return f"{MARKS[cell.kind]} {cell.passed}/{cell.asked}{grade}"
+        return MARKS["none"]
+    words = [*([cell.grade] if cell.grade != GRADES[0] else []), *([cell.rest] if cell.rest else [])]
+    return f"{MARKS[cell.kind]} {cell.count} {', '.join(words)}".rstrip()
 
 
-def _about(bundle: Bundle) -> str:
-    found, said = bundle.judgement, bundle.environment
+def _about(bundle: Bundle) -> list[str]:
+    """The verdict, the counts, and what it was made on."""
+    found, said, on = bundle.judgement, bundle.environment, bundle.environment["made_on"][0]
     verdict = "certificate" if found.certificate else "passed, no certificate" if found.passed else "failed"
-    return f"{verdict}; {sum(found.counts.values()):,} cases of suite {said['suite']}, {said['written'][:10]}, {said['machine']}, Python {said['python']}"
+    why = f" ({'; '.join(found.withheld)})" if found.passed and found.withheld else ""
+    counts = ", ".join(f"{n:,} {WORDS.get(Verdict(verdict), 'passed')}" for verdict, n in found.counts.items())
+    return [f"{verdict}{why}", f"{counts}", f"suite {said['suite']}, {said['written'][:10]}, {on['machine']}, Python {on['python']}"]
 
 
 def page(table: Matrix, bundles: Sequence[Bundle]) -> str:
-    """Self-contained: no script, no font and no style from elsewhere."""
+    """Self-contained: no script, no font and no style from elsewhere. Where the table is too wide, its rows become cards."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
-    body, level = [], None
+    body, level = [], -1
+    members = Counter(level for level, _ in table.rows)
     for row_level, feature in table.rows:
-        if row_level != level:
-            level = row_level
-            body.append(f'<tr class="level"><th scope="colgroup" colspan="{len(table.columns) + 1}">L{level} · {LEVELS.get(level, "")}</th></tr>')
-        cells = "".join(_cell(table.cells.get((feature, column)), column) for column in table.columns)
-        body.append(f'<tr><th scope="row">{escape(feature)}</th>{cells}</tr>')
-    cards = "".join(_card(bundle) for bundle in bundles)
-    legend = "".join(f'<li><span class="mark {kind}">{MARKS[kind]}</span> {text}</li>' for kind, text in (
-        ("good", "all pass"), ("part", "some are refused, with a reason, or excused"), ("bad", "some fail"), ("none", "refused, or not run")))
-    return PAGE.format(style=STYLE, head=head, body="\n".join(body), cards=cards, legend=legend)
+        if row_level != level and members[row_level] > 1:
+            body.append(_row(table, row_level, f"L{row_level} {LEVELS[row_level]}", "level"))
+        level, alone = row_level, members[row_level] == 1
+        body.append(_row(table, feature, f"L{level} {feature}" if alone else feature, "level" if alone else "feature"))
+    return PAGE.format(
+        style=STYLE.replace("TOO_NARROW", f"{16 + 11 * len(table.columns)}rem"), head=head, body="\n".join(body),
+        cards="".join(map(_card, bundles)), failures="".join(_failures(column, table.failures[column]) for column in table.columns),
+        legend="".join(f"<li>{_mark(kind)} {meaning}</li>" for kind, meaning in MEANINGS.items()),
+    )
+
+
+def _row(table: Matrix, row: str | int, name: str, kind: str) -> str:
+    cells = "".join(_cell(table.cells.get((row, column)), column) for column in table.columns)
+    return f'<tr class="{kind}"><th scope="row">{escape(name)}</th>{cells}</tr>'
 
 
 def _cell(cell: Cell | None, column: str) -> str:
+    place = f'data-platform="{escape(column)}"'
     if cell is None:
-        return f'<td class="none" data-platform="{escape(column)}"><span class="mark none">–</span></td>'
-    grade = f'<small>{escape(cell.grade)}</small>'
-    return (f'<td class="{cell.kind}" data-platform="{escape(column)}" title="{escape(cell.words)}">'
-            f'<span class="mark {cell.kind}">{MARKS[cell.kind]}</span> <b>{cell.passed:,}</b>/{cell.asked:,} {grade}</td>')
+        return f'<td class="none" {place}>{_mark("none")}</td>'
+    rest = f'<small class="rest">{escape(cell.rest)}</small>' if cell.rest else ""
+    return f'<td class="{cell.kind}" {place}>{_mark(cell.kind)} {cell.count} <small>{escape(cell.grade)}</small>{rest}</td>'
+
+
+def _mark(kind: str) -> str:
+    return f'<span class="mark" title="{MEANINGS[kind]}">{MARKS[kind]}</span>'
 
 
 def _card(bundle: Bundle) -> str:
     kind = "good" if bundle.judgement.certificate else "part" if bundle.judgement.passed else "bad"
-    return f'<li class="card"><span class="mark {kind}">{MARKS[kind]}</span><div><b>{escape(bundle.platform)}</b><p>{escape(_about(bundle))}</p></div></li>'
+    verdict, *rest = (escape(line) for line in _about(bundle))
+    lines = "".join(f"<p>{line}</p>" for line in rest)
+    return f'<li class="{kind}"><b>{escape(bundle.platform)}</b><p>{_mark(kind)} {verdict}</p>{lines}</li>'
+
+
+def _failures(platform: str, failures: Sequence[Result]) -> str:
+    if not failures:
+        return ""
+    shown = "".join(f"<li><code>{escape(one.case)}</code><p>{escape(f'{one.verdict}: {one.detail}')}</p></li>" for one in failures[:SHOWN_FAILURES])
+    more = f"<p>and {len(failures) - SHOWN_FAILURES:,} more, in its bundle</p>" if len(failures) > SHOWN_FAILURES else ""
+    return f"<details><summary>{escape(platform)}: {len(failures):,} cases that did not end well</summary><ul>{shown}</ul>{more}</details>"
 
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --dim: #5d6671; --paper: #ffffff; --line: #dfe3e8; --band: #f4f6f8;
-  --good: #12733a; --part: #8a5a00; --bad: #b3261e; --none: #6b7480; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --dim: #a2abb5; --paper: #14171a; --line: #2c3238; --band: #1c2024;
-  --good: #5fd38a; --part: #f0b650; --bad: #ff8a80; --none: #8e98a3; } }
+:root { color-scheme: light dark; --ink: #1b1f24; --dim: #5d6671; --paper: #ffffff; --line: #dfe3e8; --band: #f2f4f7;
+  --good: #12733a; --part: #8a5a00; --bad: #b3261e; --none: #6b7480; --warn: #fdeceb; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --dim: #a2abb5; --paper: #14171a; --line: #2c3238; --band: #1e2328;
+  --good: #5fd38a; --part: #f0b650; --bad: #ff8a80; --none: #8e98a3; --warn: #3a2020; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 3rem; color: var(--ink); background: var(--paper);
-  font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+body { margin: 0 auto; max-width: 90rem; padding: 1.5rem 1rem 3rem; color: var(--ink); background: var(--paper);
+  font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.4rem; margin: 0 0 .25rem; } p { margin: 0; color: var(--dim); }
-ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; margin: 1rem 0; }
-.card { flex: 1 1 18rem; display: flex; gap: .6rem; border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; }
-.card p { font-size: .85rem; }
-.wrap { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: .4rem .75rem; text-align: left; border-top: 1px solid var(--line); white-space: nowrap; }
-thead th { border-top: 0; position: sticky; top: 0; background: var(--band); }
-tbody th[scope=row], thead th:first-child { position: sticky; left: 0; background: var(--paper); font-weight: 500; }
-thead th:first-child { background: var(--band); z-index: 1; }
-.level th { background: var(--band); font-size: .8rem; letter-spacing: .03em; color: var(--dim); text-transform: uppercase; }
-td { font-variant-numeric: tabular-nums; } td small { color: var(--dim); }
-.mark { font-weight: 700; } .mark.good { color: var(--good); } .mark.part { color: var(--part); }
-.mark.bad { color: var(--bad); } .mark.none { color: var(--none); }
-@media (max-width: 40rem) { body { padding: 1rem .5rem 2rem; font-size: 14px; } th, td { padding: .35rem .5rem; } td small { display: block; } }
+.good .mark { color: var(--good); } .part .mark { color: var(--part); } .bad .mark { color: var(--bad); } .none .mark { color: var(--none); }
+.mark { display: inline-block; width: 1.1em; font-weight: 700; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .5rem; list-style: none; padding: 0; margin: 1rem 0; }
+.cards li { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; font-size: .85rem; }
+.cards b { font-size: 1rem; } .cards b + p { color: var(--ink); }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; color: var(--dim); font-size: .85rem; }
+table { border-collapse: separate; border-spacing: 0; width: 100%; border: 1px solid var(--line); border-radius: .5rem; }
+th, td { padding: .3rem .75rem; text-align: left; vertical-align: top; border-top: 1px solid var(--line); font-weight: 400; }
+td { font-variant-numeric: tabular-nums; } small { color: var(--dim); } .rest { display: block; padding-left: 1.35em; }
+td.bad { background: var(--warn); } td.bad .rest { color: var(--bad); }
+thead th { position: sticky; top: 0; border-top: 0; font-weight: 700; background: var(--band); }
+.level th, .level td { font-weight: 700; background: var(--band); } .level small { font-weight: 400; }
+details { margin-top: 1rem; } summary { cursor: pointer; font-weight: 700; } code { font-size: .85rem; } details p { font-size: .85rem; }
+@media (max-width: TOO_NARROW) {
+  table, tbody { display: block; border: 0; } thead { display: none; }
+  tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); border: 1px solid var(--line);
+    border-radius: .5rem; margin-top: .5rem; overflow: hidden; }
+  th[scope=row] { grid-column: 1 / -1; font-weight: 700; border: 0; } td { border: 0; }
+  td::before { content: attr(data-platform); display: block; font-size: .75rem; color: var(--dim); }
+  tr.level { margin-top: 1.25rem; } th, td { padding: .3rem .6rem; } td { font-size: .9rem; } }
 """
 
 PAGE = """<!doctype html>
@@ -168,15 +210,16 @@ PAGE = """<!doctype html>
 </head>
 <body>
 <h1>Inferplane conformance</h1>
-<p>What each platform was shown to do: cases passed of those it did not refuse, and the grade of the proof.</p>
-<ul>{cards}</ul>
-<ul>{legend}</ul>
-<div class="wrap"><table>
+<p>What each platform was shown to do: cases that passed of all, and the weakest grade among them.</p>
+<ul class="cards">{cards}</ul>
+<ul class="legend">{legend}</ul>
+<table>
 <thead><tr><th scope="col">feature</th>{head}</tr></thead>
 <tbody>
 {body}
 </tbody>
-</table></div>
+</table>
+{failures}
 </body>
 </html>
 """

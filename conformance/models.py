@@ -25,7 +25,7 @@ CONTEXT = 96
 """Tokens of prompt and answer."""
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 8, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "head_dim": 64, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
 }
 MODELS: dict[str, dict[str, Any]] = {
     "full": {"model_type": "llama", "num_hidden_layers": 2, "tie_word_embeddings": True, **SIZES},
@@ -72,14 +72,19 @@ def greedy(loaded: Loaded, prompt: Sequence[int], steps: int) -> Array:
     return np.array([int(one.result().tokens[0]) for one in pending], np.int32)
 
 
-def load_on(rig: Rig, source: RandomSource, *, platform: Platform | None = None, dtype: str = "float32", block_tokens: int | None = None,
-            deterministic: bool = False) -> Loaded:
-    """The model on the rig's platform (or on another like it), with the rig's kernels. Raises `Unsupported` with the platform's own no."""
+def load_on(
+    rig: Rig, source: RandomSource, *, platform: Platform | None = None, dtype: str = "float32", length: int = CONTEXT,
+    block_tokens: int | None = None, deterministic: bool = False,
+) -> Loaded:
+    """The model on the rig's platform (or on another like it), with the rig's kernels, for sequences of `length` tokens.
+
+    Raises `Unsupported` with the platform's own no.
+    """
     platform = platform or rig.platform
     said = platform.capabilities
     if dtype not in said.dtypes or (block_tokens is not None and block_tokens not in said.block_tokens):
         raise Unsupported(f"capabilities: {', '.join(said.dtypes)}, in blocks of {', '.join(map(str, said.block_tokens))} tokens")
-    options = LoadOptions(dtype=dtype, max_model_len=CONTEXT, block_tokens=block_tokens, deterministic=deterministic)
+    options = LoadOptions(dtype=dtype, max_model_len=length, block_tokens=block_tokens, deterministic=deterministic)
     own = {(kernel.op, kernel.name) for kernel in platform.kernels()}
     added = [kernel for kernel in rig.kernels if (kernel.op, kernel.name) not in own]
     try:

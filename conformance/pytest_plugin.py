@@ -23,20 +23,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if Path(str(metafunc.module.__file__)).parent != Path(__file__).parent:
         return
-    from .select import Selection
-
     option = metafunc.config.getoption
     if not option("--platform"):
         pytest.exit("say which platform to prove: pytest --pyargs inferplane.conformance --platform NAME", returncode=4)
-    cases = Selection(option("--conformance-profile"), option("--conformance-quick"), tuple(option("--conformance-query"))).cases()
-    metafunc.parametrize("case", cases, ids=[case.id for case in cases])
+    if "case" in metafunc.fixturenames:
+        from ..errors import ConfigError
+        from .select import Selection
+
+        try:
+            cases = Selection(option("--conformance-profile"), option("--conformance-quick"), tuple(option("--conformance-query"))).cases()
+        except ConfigError as error:
+            pytest.exit(str(error), returncode=4)
+        metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 
 @pytest.fixture(scope="session")
 def conformance_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    from ..errors import InferplaneError
     from .runner import open_rig
 
-    made = open_rig(request.config.getoption("--platform"))
+    try:
+        made = open_rig(request.config.getoption("--platform"))
+    except InferplaneError as error:
+        pytest.exit(str(error), returncode=4)
     yield made
     made.platform.close()
 

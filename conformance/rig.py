@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,29 +93,35 @@ class Rig:
 
         def run(one: Problem) -> Answer:
             hosts = [_outer(array) if wide else array for array, wide in zip(one.arrays, wides, strict=True)]
-            arrays = tuple(self.platform.put(host) for host in hosts)
-            state = self._state(one)
-            pending = self.platform.submit(compiled, {"arrays": arrays, "weight": weight}, state, one.packed or _idle())
+            arrays = tuple(self.platform.put(host.copy()) for host in hosts)
+            state = self.state(one)
+            packed = one.packed or _idle()
+            sent = packed._replace(integers=packed.integers.copy(), floats=packed.floats.copy())
+            pending = self.platform.submit(compiled, {"arrays": arrays, "weight": weight}, state, sent)
             results = [np.asarray(part) for part in pending.result()]
             for host, array in zip(hosts, arrays, strict=True):
                 if not _same(self.platform.fetch(array), host):
-                    raise Failed(f"{kernel.name} changed one of its inputs")
-            return Answer(results, self._blocks(one, state))
+                    raise Failed("it changed one of its inputs")
+            if not (_same(sent.integers, packed.integers) and _same(sent.floats, packed.floats)):
+                raise Failed("it changed the batch")
+            return Answer(results, self.blocks(one, state))
 
         return run
 
-    def _state(self, problem: Problem) -> Any:
+    def state(self, problem: Problem, layers: int = 1) -> Any:
+        """The state that a problem starts from, the same in each layer."""
         paged = problem.paged
-        groups, blocks = ([NO_GROUP], [2]) if paged is None else ([paged.group], [len(paged.live)])
-        state = self.platform.allocate(groups, blocks, slots=1 if problem.last_token is None else len(problem.last_token) - 1)
+        group, count = (NO_GROUP, 2) if paged is None else (replace(paged.group, layers=tuple(range(layers))), len(paged.live))
+        state = self.platform.allocate([group], [count], slots=1 if problem.last_token is None else len(problem.last_token) - 1)
         if problem.last_token is not None:
             state.last_token = self.platform.put(problem.last_token.copy())
         if paged is not None:
             canonical = {name: array.transpose(1, 0, 2, 3).reshape(1, array.shape[1], -1, array.shape[3]) for name, array in paged.arrays.items()}
-            self.platform.write_blocks(state, 0, range(len(paged.live)), canonical)
+            self.platform.write_blocks(state, 0, range(count), {name: np.repeat(array, layers, axis=0) for name, array in canonical.items()})
         return state
 
-    def _blocks(self, problem: Problem, state: Any) -> dict[str, Array]:
+    def blocks(self, problem: Problem, state: Any) -> dict[str, Array]:
+        """name -> [blocks, kv_heads, block_tokens, dim] of the first layer."""
         if problem.paged is None:
             return {}
         count = len(problem.paged.live)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ from .oracle import Oracle
 from .rig import Rig
 from .xfail import Excuse, excused
 
-GRADES = {"emulated": "interpreted"}
+GRADES = ("device", "compiled", "interpreted")
+"""From the strongest proof to the weakest. What is emulated counts as interpreted."""
+START_SECONDS = 300.0
+"""That a platform may take to open; no case is charged for it."""
 
 
 @dataclass(frozen=True)
@@ -61,33 +65,37 @@ def open_rig(platform: str) -> Rig:
 
 def grade_of(rig: Rig) -> str:
     grade = rig.platform.capabilities.grade
-    return GRADES.get(grade, grade)
+    return "interpreted" if grade == "emulated" else grade
+
+
+def replay(platform: str, case: str) -> str:
+    """The command that runs one case again, alone."""
+    return f"inferplane conformance run --platform {shlex.quote(platform)} {shlex.quote(case)}"
 
 
 def _result(case: Case, outcome: Outcome, grade: str, excuses: dict[str, Excuse], today: date | None, seconds: float) -> Result:
     heard = excused(outcome, excuses.get(case.id), today or date.today())
-    feature = case.family.feature or case.family.name
-    return Result(case.id, feature, case.level, heard.verdict, grade, heard.detail, heard.kernels, round(seconds, 4))
+    return Result(case.id, case.feature, case.level, heard.verdict, grade, heard.detail, heard.kernels, round(seconds, 4))
 
 
 class _Worker:
-    """A process that answers (outcome, grade) for each address."""
+    """A process that says its grade once it is ready, and then answers each address with an outcome."""
 
     def __init__(self, platform: str) -> None:
         self.platform = platform
         self.process: Any = None
-        self.grade = "device"
+        self.grade = GRADES[-1]
 
     def run(self, case: Case, timeout_seconds: float) -> tuple[Outcome, str]:
-        if self.process is None:
-            self._start()
+        """(the outcome, the platform's grade); the weakest grade until the platform has said its own."""
         try:
+            if self.process is None:
+                self._start()
             self.pipe.send(case.id)
-            if not self.pipe.poll(timeout_seconds):
-                self.stop()
-                return Outcome(Verdict.TIMEOUT, f"no answer within {timeout_seconds:g} s"), self.grade
-            outcome, self.grade = self.pipe.recv()
-            return outcome, self.grade
+            return self._hear(timeout_seconds), self.grade
+        except TimeoutError as error:
+            self.stop()
+            return Outcome(Verdict.TIMEOUT, str(error)), self.grade
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join(5)
             code = self.process.exitcode
@@ -100,6 +108,12 @@ class _Worker:
         self.process = context.Process(target=_work, args=(self.platform, theirs), daemon=True)
         self.process.start()
         theirs.close()
+        self.grade = self._hear(START_SECONDS)
+
+    def _hear(self, timeout_seconds: float) -> Any:
+        if not self.pipe.poll(timeout_seconds):
+            raise TimeoutError(f"no answer within {timeout_seconds:g} s")
+        return self.pipe.recv()
 
     def stop(self) -> None:
         if self.process is not None:
@@ -112,7 +126,8 @@ class _Worker:
 def _work(platform: str, pipe: Connection) -> None:
     try:
         rig = open_rig(platform)
+        pipe.send(grade_of(rig))
         while True:
-            pipe.send((find(pipe.recv()).run(rig), grade_of(rig)))
+            pipe.send(find(pipe.recv()).run(rig))
     except (EOFError, KeyboardInterrupt):
         return

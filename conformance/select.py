@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, suggest
+from .address import WILDCARDS
 from .case import Case
-from .cases import FAMILIES, all_cases, find
+from .cases import FAMILIES, all_cases, find, quick_cases, speed_cases
 
 VERSION = "1.0"
 MUSTPASS = Path(__file__).resolve().parent / "mustpass" / VERSION
@@ -23,25 +24,41 @@ class Selection:
     queries: tuple[str, ...] = ()
     shard: tuple[int, int] = (1, 1)
 
+    @property
+    def partial(self) -> str:
+        """What it leaves out of a whole list, in words; empty where nothing."""
+        parts = ["the quick list"] * self.quick + [f"what {' '.join(self.queries)} finds"] * bool(self.queries)
+        return ", ".join([*parts, *[f"shard {self.shard[0]}/{self.shard[1]}"] * (self.shard != (1, 1))])
+
     def cases(self) -> list[Case]:
         """In the order of the manifest. Raises `ConfigError` where nothing is left."""
-        base = self.whole()
         k, n = self.shard
         if not 1 <= k <= n:
             raise ConfigError(f"shard {k}/{n}: write k/n with 1 <= k <= n")
-        return base[k - 1 :: n]
+        whole = self.whole()
+        if not whole[k - 1 :: n]:
+            raise ConfigError(f"shard {k}/{n} is empty: {len(whole)} cases were asked for; take fewer shards")
+        return whole[k - 1 :: n]
 
     def whole(self) -> list[Case]:
-        """All shards together."""
-        if self.profile is not None:
-            cases: Iterable[Case] = map(find, profile(self.profile))
-        else:
-            cases = __import__("inferplane.conformance.cases",fromlist=["x"]).quick_cases() if self.quick else all_cases()
-        kept = [case for case in cases if not self.queries or any(case.address.matches(query) for query in self.queries)]
-        exact = [find(query) for query in self.queries if ":" in query and not kept]
-        if not kept and not exact:
-            raise ConfigError(f"no case matches {', '.join(self.queries)}. {suggest(self.queries[0].partition(':')[0], FAMILIES)}")
-        return kept or exact
+        """All shards together. quick: of a profile, what is on the quick list too. Each query must find something."""
+        quick = {case.id: case for case in quick_cases()} if self.quick else {}
+        listed = list(map(find, profile(self.profile))) if self.profile else list(quick.values() or all_cases())
+        cases = [case for case in listed if case.id in quick] if quick else listed
+        if not self.queries:
+            return cases
+        found = {case.id: case for query in self.queries for case in self._asked(query, cases)}
+        return [case for case in cases if found.pop(case.id, None)] + list(found.values())
+
+    def _asked(self, query: str, cases: Sequence[Case]) -> list[Case]:
+        """Of `cases`; else, without a profile, measurements, or the one case of an address that is on no list."""
+        for listed in (cases, () if self.profile else speed_cases()):
+            if kept := [case for case in listed if case.address.matches(query)]:
+                return kept
+        if self.profile is None and ":" in query and not any(sign in query for sign in WILDCARDS):
+            return [find(query)]
+        where = f"in the profile {self.profile}" if self.profile else "in the quick list" if self.quick else "at all"
+        raise ConfigError(f"no case matches {query!r} {where}. {suggest(query.partition(':')[0], FAMILIES)}")
 
 
 def profiles() -> list[str]:

@@ -151,7 +151,9 @@ class Served:
         """Nothing runs, nothing waits, and no block is held."""
         stats = self.engine.stats()
         if (stats.running, stats.waiting, *stats.kv.held_blocks) != (0, 0, *(0 for _ in stats.kv.held_blocks)):
-            raise Failed(f"after the last answer {stats.running} requests run, {stats.waiting} wait, and {stats.kv.held_blocks} blocks are held")
+            raise Failed(
+                f"after the last answer {stats.running} requests run, {stats.waiting} wait, and {stats.kv.held_blocks} blocks are held",
+            )
 
 
 @contextmanager
@@ -181,7 +183,8 @@ class Alone:
     """Each request by itself: one step after the other, each waited for, nothing shared, no chunk, no engine."""
 
     def __init__(self, rig: Rig, setting: Setting, seed: int) -> None:
-        self.loaded = load_on(rig, RandomSource(MODELS[setting.model], seed, setting.dtype), dtype=setting.dtype, deterministic=setting.deterministic)
+        source = RandomSource(MODELS[setting.model], seed, setting.dtype)
+        self.loaded = load_on(rig, source, dtype=setting.dtype, deterministic=setting.deterministic)
         self.bits = self.loaded.resolution.batch_invariant
 
     @property
@@ -219,13 +222,17 @@ class Alone:
         if mine.token_ids != right.token_ids[:count]:
             raise Failed(f"{what}: tokens {list(mine.token_ids)} instead of {list(right.token_ids)}")
         if whole and (count, mine.finish_reason, mine.stop_reason) != (len(right.token_ids), right.finish_reason, right.stop_reason):
-            raise Failed(f"{what}: ended with {mine.finish_reason} after {count} tokens instead of {right.finish_reason} after {len(right.token_ids)}")
+            raise Failed(
+                f"{what}: ended with {mine.finish_reason} after {count} tokens instead of {right.finish_reason} after "
+                f"{len(right.token_ids)}",
+            )
         for step, (one, other) in enumerate(zip(mine.logprobs or (), right.logprobs or (), strict=False)):
             left, wanted = distribution(one), distribution(other)
             if self.bits and left.tobytes() != wanted.tobytes():
-                raise Failed(f"{what}: log-probabilities of token {step} differ in {int((left != wanted).sum())} of {len(left)} values, and every "
-                             "kernel declares batch_invariant: the largest difference is "
-                             f"{np.abs(left - wanted).max():.3g}")
+                raise Failed(
+                    f"{what}: log-probabilities of token {step} differ in {int((left != wanted).sum())} of {len(left)} values, "
+                    f"by at most {np.abs(left - wanted).max():.3g}; every kernel declares batch_invariant"
+                )
             if not np.allclose(left, wanted, rtol=0, atol=NEAR):
                 raise Failed(f"{what}: a log-probability of token {step} is off by {np.abs(left - wanted).max():.3g}, more than {NEAR:g}")
 

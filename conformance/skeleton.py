@@ -43,6 +43,8 @@ def _filled(text: str, words: dict[str, str]) -> str:
 
 def _check(name: str) -> None:
     if not NAME.fullmatch(name) or keyword.iskeyword(name) or name == registry.AUTO:
-        raise ConfigError(f"a platform cannot be called {name!r}: lower-case letters, digits and single underscores, such as 'acme' or 'acme_x2'")
+        raise ConfigError(
+            f"a platform cannot be called {name!r}; use lower-case letters, digits and single underscores, such as 'acme' or 'acme_x2'"
+        )
     if name in registry.names():
         raise ConfigError(f"a platform {name!r} is installed already. Choose another name, or uninstall that package.")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
 from ..platforms.contract import Platform
@@ -30,15 +31,29 @@ def excuses(platform: type[Platform]) -> dict[str, Excuse]:
     if not path.is_file():
         return {}
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8")).get("xfail", [])
-    except tomllib.TOMLDecodeError as error:
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
-    found = {}
+    entries = said.get("xfail", [])
+    if said.keys() - {"xfail"} or not isinstance(entries, list):
+        raise ConfigError(f"{path} has {', '.join(said)}, and must have nothing but entries that begin with [[xfail]]")
+    found: dict[str, Excuse] = {}
     for entry in entries:
-        if set(entry) != {"case", "reason", "expires"} or not isinstance(entry["expires"], date) or len(str(entry["reason"]).strip()) < 10:
+        excuse = _excuse(entry)
+        if excuse is None:
             raise ConfigError(f"{path}: {entry} needs case (an exact address), reason (a sentence) and expires (a date such as 2027-06-30)")
-        found[entry["case"]] = Excuse(entry["case"], str(entry["reason"]), entry["expires"])
+        if excuse.case in found:
+            raise ConfigError(f"{path} excuses {excuse.case} twice; keep one entry")
+        found[excuse.case] = excuse
     return found
+
+
+def _excuse(entry: Any) -> Excuse | None:
+    match entry:
+        case {"case": str(case), "reason": str(reason), "expires": date() as day} if len(entry) == 3 and type(day) is date and len(reason.strip()) >= 10:
+            return Excuse(case, reason, day)
+        case _:
+            return None
 
 
 def excused(outcome: Outcome, excuse: Excuse | None, today: date) -> Outcome:
@@ -54,7 +69,7 @@ def excused(outcome: Outcome, excuse: Excuse | None, today: date) -> Outcome:
     return Outcome(Verdict.XFAIL, f"{excuse.reason} (until {excuse.expires}): {outcome.detail}", outcome.kernels)
 
 
-def stale(known: Mapping[str, Excuse], cases: Iterable[str]) -> list[str]:
-    """Excused addresses that no case has: each fails a run."""
-    existing = set(cases)
-    return [case for case in known if case not in existing]
+def stale(known: Mapping[str, Excuse], cases: Iterable[str], refused: Iterable[str] = ()) -> list[str]:
+    """Excused addresses that no case has, or that the platform `refused`: each fails a run."""
+    existing, needless = set(cases), set(refused)
+    return [case for case in known if case not in existing or case in needless]

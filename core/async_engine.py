@@ -18,6 +18,9 @@ from .request import SamplingParams
 from .start import Started, start
 
 
+Answer = RequestOutput | InferplaneError
+
+
 class AsyncEngine:
     """`async for output in engine.generate(prompt, params): ...`, any number at once, on any event loop.
 
@@ -42,7 +45,7 @@ class AsyncEngine:
         parsed = parse_prompt(prompt)
         params = sampling_params or SamplingParams.from_kwargs(**self.started.defaults)
         loop = asyncio.get_running_loop()
-        answers: asyncio.Queue[RequestOutput | InferplaneError] = asyncio.Queue()
+        answers: asyncio.Queue[Answer] = asyncio.Queue()
         name = self.engine.submit(
             self.engine.check(parsed.content, params, request_id), lambda answer: _post(loop, answers, answer),
             stream=True, priority=priority, tenant=tenant, salt=parsed.salt,
@@ -80,6 +83,6 @@ class AsyncEngine:
         await asyncio.to_thread(self.close)
 
 
-def _post(loop: asyncio.AbstractEventLoop, answers: asyncio.Queue[RequestOutput | InferplaneError], answer: RequestOutput | InferplaneError) -> None:
+def _post(loop: asyncio.AbstractEventLoop, answers: asyncio.Queue[Answer], answer: Answer) -> None:
     with suppress(RuntimeError):  # the loop was closed, so nobody waits
         loop.call_soon_threadsafe(answers.put_nowait, answer)

@@ -83,7 +83,8 @@ class Engine:
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner, tokenizer: Tokenizer | None, *, eos_ids: frozenset[int], max_model_len: int, seed: int = 0
+        self, scheduler: Scheduler, runner: Runner, tokenizer: Tokenizer | None, *,
+        eos_ids: frozenset[int], max_model_len: int, seed: int = 0,
     ) -> None:
         self.scheduler, self.runner, self.tokenizer = scheduler, runner, tokenizer
         self.eos_ids, self.max_model_len = eos_ids, max_model_len

@@ -21,7 +21,6 @@ from .request import SamplingParams
 from .start import Started, start
 from .tokenizer import Tokenizer
 
-
 Message = Mapping[str, Any]
 """{"role": "user", "content": "..."}"""
 
@@ -148,7 +147,8 @@ def _raised(answer: RequestOutput | InferplaneError) -> RequestOutput:
 
 
 def _wait(
-    engine: Engine, prompts: Sequence[CheckedPrompt], salts: Sequence[Salt | None], priority: Sequence[int] | None, progress: Progress | None
+    engine: Engine, prompts: Sequence[CheckedPrompt], salts: Sequence[Salt | None],
+    priority: Sequence[int] | None, progress: Progress | None,
 ) -> list[RequestOutput]:
     """Submit all, wait for all, raise the first error only then."""
     answers: list[RequestOutput | InferplaneError | None] = [None] * len(prompts)

@@ -68,14 +68,17 @@ class Loaded:
         return Graph(self.model, self.resolution.bind())
 
 
-def plan_model(source: Source, platform: Platform, options: LoadOptions, packs: Sequence[KernelPack] = ()) -> tuple[Model, Resolution]:
+def plan_model(
+    source: Source, platform: Platform, options: LoadOptions, packs: Sequence[KernelPack] = ()
+) -> tuple[Model, Resolution]:
     """The model and its resolution, before any weight is read."""
     dtype = choose_dtype(options.dtype, source.config, platform)
     block_tokens = _choose_block_tokens(options.block_tokens, platform)
     family = model_class(str(source.config.get("model_type", "")))
     model = family(source.config, dtype=dtype, block_tokens=block_tokens, max_model_len=options.max_model_len)
     if options.max_model_len is not None and options.max_model_len > model.context_tokens:
-        raise ConfigError(f"max_model_len {options.max_model_len} was asked for, and this model was made for {model.context_tokens} tokens; lower it")
+        asked, most = options.max_model_len, model.context_tokens
+        raise ConfigError(f"max_model_len {asked} was asked for, and this model was made for {most} tokens; lower it")
     kernels = [kernel for pack in packs for kernel in pack.kernels] + list(platform.kernels())
     return model, resolve(trace(model), kernels, explicit=options.kernels, deterministic=options.deterministic)
 
@@ -144,7 +147,8 @@ def choose_dtype(asked: str, config: Mapping[str, Any], platform: Platform) -> s
     known = platform.capabilities.dtypes
     if asked != "auto":
         if asked not in known:
-            raise ConfigError(f"dtype {asked!r} was asked for, and {platform.name} computes in {', '.join(known)}; choose one of them or auto")
+            can = ", ".join(known)
+            raise ConfigError(f"dtype {asked!r} was asked for, and {platform.name} computes in {can}; choose one of them or auto")
         return asked
     own = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
     return own if own in known else known[0]

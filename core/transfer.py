@@ -53,24 +53,26 @@ def _import(engine: Engine, tokens: np.ndarray[Any, Any], parts: Sequence[bytes]
     memory, runner = engine.scheduler.memory, engine.runner
     groups = runner.loaded.model.states
     if len(parts) != len(groups):
-        raise ExchangeError(f"{len(parts)} parts were sent, and this model has {len(groups)} state groups; send one part for each")
-    opened = [unpack(part, model=runner.loaded.fingerprint, group=group, salt=salt.digest()) for part, group in zip(parts, groups, strict=True)]
+        raise ExchangeError(f"{len(parts)} parts were sent, and this model has {len(groups)} state groups; send one for each")
+    model, digest = runner.loaded.fingerprint, salt.digest()
+    opened = [unpack(part, model=model, group=group, salt=digest) for part, group in zip(parts, groups, strict=True)]
     length = max(manifest.positions[-1] + 1 for manifest, _ in opened)
     known = tokens[:length]
     chain = memory.chain(salt)
     chain.extend(known)
 
     def write(stretches: Sequence[Stretch]) -> None:
-        for stretch, (manifest, arrays) in zip(stretches, opened, strict=True):
-            if tuple(stretch.positions) != manifest.positions or tuple(known[stretch.positions].tolist()) != manifest.tokens:
-                raise ExchangeError(f"the part of group {manifest.group!r} holds other tokens or positions than the prefix; export it for these tokens")
-            if _parent(chain, stretch) != manifest.parent:
-                raise ExchangeError(f"the part of group {manifest.group!r} was computed after other tokens; export it for this prefix")
+        for stretch, (manifest, _) in zip(stretches, opened, strict=True):
+            ours = (tuple(stretch.positions), tuple(known[stretch.positions].tolist()), _parent(chain, stretch))
+            if ours != (manifest.positions, manifest.tokens, manifest.parent):
+                raise ExchangeError(f"the part of group {manifest.group!r} holds other tokens, or was computed after others; "
+                                    "export it for this prefix")
         for stretch, (_, arrays) in zip(stretches, opened, strict=True):
             runner.platform.write_blocks(runner.state, stretch.group, stretch.blocks, arrays)
 
     if not memory.adopt(chain, known, write):
-        raise CapacityError(f"{length} tokens do not fit into the free blocks; wait until requests have ended, or give the KV memory more")
+        raise CapacityError(f"{length} tokens do not fit into the free blocks; wait until requests have ended, "
+                            "or give the KV memory more")
     return length
 
 

@@ -58,7 +58,9 @@ def within(actual: Array, expected: Array, *, depth: int, halves: int = 1, magni
         rounded = expected.astype(actual.dtype).astype(np.float64)
     expected = np.where(np.isinf(rounded), rounded, expected)
     bound = halves * half_ulp(expected, actual.dtype) + depth * 2.0**-24 * scale
-    wrong = np.where(np.isfinite(expected), np.abs(found - expected) / np.maximum(bound, 1e-300), np.where(_alike(found, expected), 0.0, np.inf))
+    with np.errstate(invalid="ignore"):
+        share = np.abs(found - expected) / np.maximum(bound, 1e-300)
+    wrong = np.where(np.isfinite(expected), share, np.where(_alike(found, expected), 0.0, np.inf))
     wrong = np.where(np.isnan(found) != np.isnan(expected), np.inf, np.nan_to_num(wrong, nan=0.0, posinf=np.inf))
     return None if (wrong <= 1.0).all() else _worst("outside its bound", wrong, actual, expected)
 

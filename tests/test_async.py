@@ -106,9 +106,11 @@ def test_leaving_the_loop_aborts(engine: AsyncEngine) -> None:
 
 def test_an_abort_by_name_ends_the_iteration(engine: AsyncEngine) -> None:
     async def main() -> str | None:
+        reason = None
         async for output in engine.generate([5] * 10, LONG, "by-name"):
             await engine.abort("by-name")
-        return output.outputs[0].finish_reason
+            reason = output.outputs[0].finish_reason
+        return reason
 
     assert run(main()) == "abort"
 
@@ -136,8 +138,13 @@ def test_a_loop_that_was_closed_disturbs_nobody(engine: AsyncEngine) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("prompt", "match"), [([], "text or at least one token id"), ([500], "vocabulary ends at 96"), ([3] * 96, "context is 96"),
-                                                 ("text", "no tokenizer")], ids=["empty", "beyond-the-vocabulary", "too-long", "text"])
+WRONG = {
+    "empty": ([], "text or at least one token id"), "beyond-the-vocabulary": ([500], "vocabulary ends at 96"),
+    "too-long": ([3] * 96, "context is 96"), "text": ("text", "no tokenizer"),
+}
+
+
+@pytest.mark.parametrize(("prompt", "match"), WRONG.values(), ids=WRONG)
 def test_a_wrong_request_reaches_its_own_caller_only(engine: AsyncEngine, prompt: Any, match: str) -> None:
     async def main() -> None:
         wrong, right = await asyncio.gather(answer(engine, prompt), answer(engine, [3]), return_exceptions=True)
@@ -150,7 +157,7 @@ def test_a_wrong_request_reaches_its_own_caller_only(engine: AsyncEngine, prompt
 def test_a_name_that_is_running_is_refused_and_the_first_goes_on(engine: AsyncEngine) -> None:
     async def main() -> None:
         found = await asyncio.gather(*(answer(engine, [3], LONG, request_id="twin") for _ in range(2)), return_exceptions=True)
-        assert sorted(map(type, found), key=str) == [RequestError, tuple] or {type(one) for one in found} == {RequestError, tuple}
+        assert {type(one) for one in found} == {RequestError, tuple}
         assert next(one for one in found if isinstance(one, tuple)) == await answer(engine, [3], LONG)
 
     run(main())
@@ -187,7 +194,8 @@ def test_tenants_share_by_the_fair_policy(small_models: ModuleType) -> None:
 
     async def main() -> None:
         async with small_models.random_llm("full", "cpu", kind=AsyncEngine, max_num_seqs=1, scheduling_policy="fair") as engine:
-            await asyncio.gather(*(ask(engine, f"greedy-{i}", "greedy") for i in range(6)), *(ask(engine, f"modest-{i}", "modest") for i in range(2)))
+            tenants = ["greedy"] * 6 + ["modest"] * 2
+            await asyncio.gather(*(ask(engine, f"{tenant}-{i}", tenant) for i, tenant in enumerate(tenants)))
 
     run(main())
     assert ended.index("modest") < 4 and ended[-2:] == ["greedy", "greedy"], "who asks for less does not wait behind who asks for more"

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from inferplane.bench.limits import Limits, measure_limits, typical
+from inferplane.conformance.limits import Limits, measure_limits, typical
 from inferplane.bench.report import show
 from inferplane.bench.roofline import COMPUTE, MEMORY, Cost, bound, cost
 from inferplane.bench.run import Plan, run_throughput

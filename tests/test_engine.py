@@ -302,8 +302,8 @@ def test_a_stop_token_ends_and_is_told(llm: LLM) -> None:
 
 def stops(text: str) -> Iterator[str]:
     """Pieces of a text, short and long, that begin anywhere in a token."""
-    for start in range(1, len(text) - 10, 5):
-        yield from (text[start : start + length] for length in (1, 3, 8))
+    for first in range(1, len(text) - 10, 5):
+        yield from (text[first : first + length] for length in (1, 3, 8))
 
 
 @pytest.mark.parametrize("included", [False, True], ids=["left-out", "included"])
@@ -542,7 +542,8 @@ def brittle(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("caching", [True, False], ids=["caching", "no-caching"])
 def test_a_step_that_fails_ends_its_own_requests_only(brittle: str, small_models: ModuleType, caching: bool) -> None:
     params = SamplingParams(temperature=1.0, seed=3, max_tokens=12, logit_bias={POISON: -1000.0}, n=2)
-    with small_models.random_llm("full-and-sliding", brittle, max_num_seqs=2, max_num_batched_tokens=24, enable_prefix_caching=caching) as llm:
+    settings = {"max_num_seqs": 2, "max_num_batched_tokens": 24, "enable_prefix_caching": caching}
+    with small_models.random_llm("full-and-sliding", brittle, **settings) as llm:
         assert "brittle" in {choice.name for choice in llm.loaded.resolution}
         prompts = [list(range(20, 60)), list(range(20, 50))]
         expected = [[one.token_ids for one in llm.generate(prompt, params)[0].outputs] for prompt in prompts]

@@ -18,7 +18,7 @@ TOP = {"core", ".", *CORE}
 ALLOWED = {
     **LOWER,
     "core": CORE,
-    "conformance": TOP, "serving": TOP, "bench": TOP,
+    "conformance": TOP, "serving": TOP, "bench": {"conformance", *TOP},
     "cli": {"commands", "conformance", "serving", "bench", *TOP},
     "commands": {"conformance", "serving", "bench", *TOP},
     "platforms.contract": {"ops", "errors"},
@@ -29,12 +29,14 @@ ALLOWED = {
 PLATFORM = {"platforms.contract", "platforms.families", "ops", "errors"}
 """What a platform's own folder may import: the contract and the families, never core, never another platform."""
 BUILD_SCRIPTS = {"setup.py", "noxfile.py", "conftest.py"}
+VENDOR = ("conformance", "example_vendor")
+"""The example of a vendor's package: a distribution of its own, which imports this one by its name."""
 TRAINER = "model_zoo/tiny/"
 """The script that trained the embedded model is a tool that stands beside its product; only there is torch at home."""
 
 FILES = sorted(
     str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")
-    if path.relative_to(ROOT).parts[0] not in OUTSIDE | BUILD_SCRIPTS
+    if path.relative_to(ROOT).parts[0] not in OUTSIDE | BUILD_SCRIPTS and path.relative_to(ROOT).parts[:2] != VENDOR
     and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 )
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from inferplane import LLM
 from inferplane.core.loader import LoadOptions, load, plan_model
 from inferplane.core.localize import Mesh, local_spec, local_tensor
 from inferplane.core.resolve import COMPOSED, Choice, Resolution, resolve
@@ -160,10 +159,10 @@ def test_an_explicit_choice_is_met() -> None:
 
 
 WRONG_CHOICES: dict[str, tuple[dict[str, str], bool, str]] = {
-    "unknown-kernel": ({"linear": "swifd"}, False, "kernel 'swifd' was chosen for linear.*Did you mean 'swift'.*Known: numpy.reference, swift"),
+    "unknown-kernel": ({"linear": "swifd"}, False, "kernel 'swifd' was chosen for linear.*mean 'swift'.*Known: numpy.reference, swift"),
     "unknown-op": ({"liner": "swift"}, False, "op 'liner', which does not exist. Did you mean 'linear'"),
     "kernel-of-another-op": ({"attention": "swift"}, False, "kernel 'swift' was chosen for attention, and this platform has none"),
-    "unsupported": ({"linear": "swift"}, False, "swift: has no unit for it\n.*numpy.reference: swift was asked for\n.*another kernel than 'swift'"),
+    "unsupported": ({"linear": "swift"}, False, "swift: has no unit for it\n.*reference: swift was asked for\n.*kernel than 'swift'"),
     "required-op-composed": ({"linear": COMPOSED}, False, "kernel 'composed' was chosen for linear"),
     "not-deterministic": ({"attention": "numpy.reference"}, True, "not batch-invariant, and deterministic mode admits no other"),
 }
@@ -203,7 +202,7 @@ def test_an_optional_op_with_a_kernel_is_not_composed_unless_asked_for() -> None
 
 def test_no_kernel_at_all_is_told_with_each_reason() -> None:
     kernels = [one for one in reference_kernels() if one.op != "attention"]
-    with pytest.raises(ResolutionError, match="(?s)no kernel can do attention .*heads=4 kv_heads=2.*the platform has no kernel for this op"):
+    with pytest.raises(ResolutionError, match="(?s)no kernel can do attention .*heads=4 .*the platform has no kernel for this op"):
         resolve(trace(llama()), kernels)
     with pytest.raises(ResolutionError, match="(?s)no kernel can do attention.*slow: has no unit for it.*another dtype or platform"):
         resolve(trace(llama()), [*kernels, kernel("attention", "slow", never)])
@@ -332,7 +331,9 @@ def test_one_device_keeps_the_very_specs() -> None:
 
 
 @pytest.mark.parametrize(("config", "axis"), [
-    ({"num_key_value_heads": 1}, "kv_heads of size 1"), ({"vocab_size": 97}, "vocab of size 97"), ({"intermediate_size": 49}, "mlp of size 49"),
+    ({"num_key_value_heads": 1}, "kv_heads of size 1"),
+    ({"vocab_size": 97}, "vocab of size 97"),
+    ({"intermediate_size": 49}, "mlp of size 49"),
 ], ids=["kv-heads", "vocab", "mlp"])
 def test_an_axis_that_does_not_divide_is_refused(config: dict[str, int], axis: str) -> None:
     with pytest.raises(SpecError, match=f"{axis}.* does not divide 2 ways; use a divisor of"):
@@ -360,12 +361,12 @@ def test_the_partial_sums_of_two_devices_add_up(small_models: ModuleType) -> Non
     source.check(model.weights)
     [tensor] = model.weights.layers[0]["down"].tensors
     x = np.random.default_rng(0).normal(size=(5, 48)).astype(np.float32)
-    whole = model.down.reference(x, (source.tensor(tensor.name),), None)
+    weight = source.tensor(tensor.name)
     parts = [
-        local_spec(model.down, mesh).reference(x[:, 24 * mesh.rank : 24 * (mesh.rank + 1)], (local_tensor(source.tensor(tensor.name), tensor, mesh),), None)
+        local_spec(model.down, mesh).reference(x[:, 24 * mesh.rank : 24 * (mesh.rank + 1)], (local_tensor(weight, tensor, mesh),), None)
         for mesh in TWO
     ]
-    assert np.allclose(sum(parts), whole)
+    assert np.allclose(sum(parts), model.down.reference(x, (weight,), None))
 
 
 def test_a_resolution_is_made_of_local_specs() -> None:

@@ -149,7 +149,8 @@ def test_log_probabilities_are_those_of_the_model(llm: LLM, asked: int | None, t
         assert token in best or told[token].rank is None
         assert np.allclose([entry.logprob for entry in told.values()], row[list(told)], atol=1e-4)
         assert count < vocab or np.isclose(sum(np.exp(entry.logprob) for entry in told.values()), 1.0, atol=1e-5)
-    assert np.isclose(output.cumulative_logprob, sum(told[token].logprob for token, told in zip(output.token_ids, output.logprobs, strict=True)))
+    drawn = [told[token].logprob for token, told in zip(output.token_ids, output.logprobs, strict=True)]
+    assert np.isclose(output.cumulative_logprob, sum(drawn))
 
 
 def test_neighbours_that_ask_for_other_log_probabilities_get_their_own(llm: LLM) -> None:
@@ -168,7 +169,8 @@ def test_decoded_tokens_are_told() -> None:
     with LLM(platform="cpu", dtype="float32") as llm:
         [output] = llm.generate("Once", SamplingParams(temperature=0.0, max_tokens=3, logprobs=2))[0].outputs
         for told in output.logprobs:
-            assert [entry.decoded_token for entry in told.values()] == [llm.tokenizer.decode([token], skip_special_tokens=False) for token in told]
+            for token, entry in told.items():
+                assert entry.decoded_token == llm.tokenizer.decode([token], skip_special_tokens=False)
 
 
 # Nobody else changes a request's random numbers
@@ -193,15 +195,15 @@ def test_a_neighbour_changes_nothing(llm: LLM, mine: dict[str, Any], neighbour: 
 def test_one_seed_gives_one_answer_alone_in_a_batch_after_preemption_and_on_any_platform(small_models: ModuleType) -> None:
     prompts = [PROMPT[: 4 + 5 * i] for i in range(6)]
     params = [replace(DRAWN, seed=i, max_tokens=50, temperature=(1.0, 0.0)[i == 3]) for i in range(6)]
-    answers = {}
+    answers: dict[tuple[str, str], list[list[int]]] = {}
     for platform in ("reference", "cpu"):
         with small_models.random_llm("full", platform, max_num_seqs=1) as llm:
-            answers[platform, "alone"] = [llm.generate(prompt, one)[0].outputs[0].token_ids for prompt, one in zip(prompts, params, strict=True)]
+            answers[platform, "alone"] = [tokens(llm, one, prompt) for prompt, one in zip(prompts, params, strict=True)]
             groups = llm.loaded.model.states
         with small_models.random_llm("full", platform) as llm:
-            answers[platform, "batch"] = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
+            answers[platform, "batch"] = [list(output.outputs[0].token_ids) for output in llm.generate(prompts, params)]
         memory = small_models.pool_gb(groups, spare=3, sequences=8, tokens=32)
         with small_models.random_llm("full", platform, kv_cache_memory_gb=memory, max_num_batched_tokens=32) as llm:
-            answers[platform, "preempted"] = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
+            answers[platform, "preempted"] = [list(output.outputs[0].token_ids) for output in llm.generate(prompts, params)]
             assert llm.engine.scheduler.stats().preemptions > 2
-    assert len(set(map(tuple, answers.values()))) == 1, [way for way, answer in answers.items() if answer != answers["reference", "alone"]]
+    assert not [way for way, answer in answers.items() if answer != answers["reference", "alone"]]

@@ -6,18 +6,30 @@ from collections.abc import Iterator
 from ...errors import ConfigError, suggest
 from ..address import Address
 from ..case import Case, Family
-from . import attention, contract, elementwise, engine, experts, graph, linear, lookup, norm, rope, sample, state, steps
+from . import attention, contract, elementwise, engine, experts, graph, linear, lookup, norm, roofline, rope, sample, state, steps
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for module in (contract, steps, lookup, elementwise, norm, rope, linear, experts, sample, state, attention, graph, engine)
+    for module in (contract, steps, lookup, elementwise, norm, rope, linear, experts, sample, state, attention, graph, engine, roofline)
     for family in module.FAMILIES
 }
 
 
+SPEED = 5
+"""The level whose cases are measurements: they need a machine to themselves, and run only when asked for."""
+PROVING = tuple(family for family in FAMILIES.values() if family.level != SPEED)
+
+
 def all_cases() -> Iterator[Case]:
-    for family in FAMILIES.values():
+    """Everything that is right or wrong: levels 0 to 4."""
+    for family in PROVING:
         yield from family.cases()
+
+
+def speed_cases() -> Iterator[Case]:
+    for family in FAMILIES.values():
+        if family.level == SPEED:
+            yield from family.cases()
 
 
 QUICK = 40
@@ -34,7 +46,7 @@ def spread(family: Family) -> list[Case]:
 
 def quick_cases() -> list[Case]:
     """A fixed sample of each family, chosen by seed: a new case displaces at most one other."""
-    return [case for family in FAMILIES.values() for case in spread(family)[: QUICK_MORE.get(family.name, QUICK)]]
+    return [case for family in PROVING for case in spread(family)[: QUICK_MORE.get(family.name, QUICK)]]
 
 
 def find(address: str) -> Case:

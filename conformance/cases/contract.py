@@ -54,7 +54,10 @@ def _readable(what: str, text: object, least: int = 8) -> None:
 def _discovery(params: Params, address: Address, rig: Rig) -> None:
     name = rig.platform.name
     rows = [row for row in registry.listing() if row.name == name]
-    expect(len(rows) == 1, f"{name} stands {len(rows)} times in `inferplane platforms`; register it once, in the entry points of {registry.PLATFORMS}")
+    expect(
+        len(rows) == 1,
+        f"{name} stands {len(rows)} times in `inferplane platforms`; register it once, in the entry points of {registry.PLATFORMS}",
+    )
     [row] = rows
     expect(row.usable, f"{name} runs here, and its probe says that it cannot: {row.reason}")
     expect(row.distribution not in ("", "unknown"), f"{name} belongs to no distribution; install its package with pip")
@@ -63,13 +66,19 @@ def _discovery(params: Params, address: Address, rig: Rig) -> None:
 
 def _version(params: Params, address: Address, rig: Rig) -> None:
     said = type(rig.platform).contract
-    expect(isinstance(said, tuple) and len(said) == 2 and all(type(one) is int for one in said), f"contract is {said!r}, and must be two integers")
+    expect(
+        isinstance(said, tuple) and len(said) == 2 and all(type(one) is int for one in said),
+        f"contract is {said!r}, and must be two integers",
+    )
     expect(said[0] == CONTRACT[0], f"contract is {said}, and this is {CONTRACT}: their first numbers must agree")
 
 
 def _name(params: Params, address: Address, rig: Rig) -> None:
     name = rig.platform.name
-    expect(NAME.fullmatch(name) and name != registry.AUTO, f"the name {name!r} must be lower-case letters, digits and underscores, and not 'auto'")
+    expect(
+        NAME.fullmatch(name) and name != registry.AUTO,
+        f"the name {name!r} must be lower-case letters, digits and underscores, and not 'auto'",
+    )
     expect(type(rig.platform.preference) is int, f"preference is {rig.platform.preference!r}, and must be an integer")
 
 
@@ -103,9 +112,12 @@ def _lazy_probe(params: Params, address: Address, rig: Rig) -> None:
 def _capabilities(params: Params, address: Address, rig: Rig) -> None:
     said = rig.platform.capabilities
     expect(isinstance(said, Capabilities), f"capabilities are {said!r}")
-    for what, values, known in (("dtypes", said.dtypes, DTYPES), ("block_tokens", said.block_tokens, None), ("devices", said.devices, None)):
-        expect(isinstance(values, tuple) and values and len(set(values)) == len(values), f"capabilities.{what} is {values!r}: a tuple of at least one, each once")
-        expect(known is None or set(values) <= set(known), f"capabilities.{what} names {sorted(set(values) - set(known or ()))}; known: {', '.join(known or ())}")
+    for what in ("dtypes", "block_tokens", "devices"):
+        values = getattr(said, what)
+        once = isinstance(values, tuple) and values and len(set(values)) == len(values)
+        expect(once, f"capabilities.{what} is {values!r}, and must be a tuple of at least one, each once")
+    unknown = sorted(set(said.dtypes) - set(DTYPES))
+    expect(not unknown, f"capabilities.dtypes names {', '.join(unknown)}; known: {', '.join(DTYPES)}")
     expect(all(type(size) is int and size > 0 for size in said.block_tokens), f"block sizes {said.block_tokens} must be integers above 0")
     expect(all(isinstance(one, str) for one in said.schemes), f"schemes {said.schemes} must be names")
     expect(said.grade in GRADES, f"grade {said.grade!r}; known: {', '.join(GRADES)}")
@@ -137,7 +149,10 @@ def _buckets(params: Params, address: Address, rig: Rig) -> None:
     for size in (1, 7, 1000):
         shape = BatchShape(size, size, size, (size, size), size, edits=size)
         padded = buckets.pad(shape)
-        expect(padded.tokens >= size and padded.rows >= size and min(padded.blocks) >= size and buckets.pad(padded) == padded, f"{shape} is padded to {padded}")
+        expect(
+            padded.tokens >= size and padded.rows >= size and min(padded.blocks) >= size and buckets.pad(padded) == padded,
+            f"{shape} is padded to {padded}",
+        )
 
 
 def _known_failures(params: Params, address: Address, rig: Rig) -> None:
@@ -158,7 +173,9 @@ def _unknown_option(params: Params, address: Address, rig: Rig) -> None:
             _readable("the refusal of an unknown option", str(error))
         else:
             opened.close()
-            raise Failed(f"{rig.platform.name} takes the option {word!r} ({options}) in silence; raise ConfigError for options that mean nothing")
+            raise Failed(
+                f"{rig.platform.name} takes the option {word!r} ({options}) in silence; raise ConfigError for options that mean nothing",
+            )
 
 
 def _memory(params: Params, address: Address, rig: Rig) -> None:
@@ -182,8 +199,14 @@ def _misuse(params: Params, address: Address, rig: Rig) -> None:
 
 def _kernels(params: Params, address: Address, rig: Rig) -> None:
     for kernel in rig.kernels:
-        expect(kernel.op in Spec.families, f"{kernel.name} is for op {kernel.op!r}, which does not exist; known: {', '.join(sorted(Spec.families))}")
-        expect(KERNEL_NAME.fullmatch(kernel.name), f"a kernel for {kernel.op} is called {kernel.name!r}; use letters, digits, dots, + and -")
+        expect(
+            kernel.op in Spec.families,
+            f"{kernel.name} is for op {kernel.op!r}, which does not exist; known: {', '.join(sorted(Spec.families))}",
+        )
+        expect(
+            KERNEL_NAME.fullmatch(kernel.name),
+            f"a kernel for {kernel.op} is called {kernel.name!r}; use letters, digits, dots, + and -",
+        )
         expect(callable(kernel.supports) and callable(kernel.run), f"{kernel.name}: supports and run must be callable")
         expect(kernel.prepare is None or callable(kernel.prepare), f"{kernel.name}: prepare must be callable or None")
 
@@ -191,7 +214,10 @@ def _kernels(params: Params, address: Address, rig: Rig) -> None:
 def _kernel_names(params: Params, address: Address, rig: Rig) -> None:
     seen: set[tuple[str, str]] = set()
     for kernel in rig.kernels:
-        expect((kernel.op, kernel.name) not in seen, f"two kernels for {kernel.op} are called {kernel.name}; a user could not choose between them")
+        expect(
+            (kernel.op, kernel.name) not in seen,
+            f"two kernels for {kernel.op} are called {kernel.name}; a user could not choose between them",
+        )
         seen.add((kernel.op, kernel.name))
 
 
@@ -202,7 +228,10 @@ def _kernels_stable(params: Params, address: Address, rig: Rig) -> None:
 
 def _batch_invariant(params: Params, address: Address, rig: Rig) -> None:
     for kernel in rig.kernels:
-        expect(type(kernel.batch_invariant) is bool, f"{kernel.name} for {kernel.op}: batch_invariant is {kernel.batch_invariant!r}, and must be True or False")
+        expect(
+            type(kernel.batch_invariant) is bool,
+            f"{kernel.name} for {kernel.op}: batch_invariant is {kernel.batch_invariant!r}, and must be True or False",
+        )
 
 
 def _required(params: Params, address: Address, rig: Rig) -> None:
@@ -210,7 +239,10 @@ def _required(params: Params, address: Address, rig: Rig) -> None:
     spec = PLAIN[params["op"]](dtype)
     reasons = [(kernel.name, kernel.supports(spec)) for kernel in rig.kernels if kernel.op == spec.op]
     said = "; ".join(f"{name}: {reason}" for name, reason in reasons) or "no kernel at all"
-    expect(any(reason is None for _, reason in reasons), f"no kernel does a plain {spec.op} in {dtype}, the platform's first dtype ({said})")
+    expect(
+        any(reason is None for _, reason in reasons),
+        f"no kernel does a plain {spec.op} in {dtype}, the platform's first dtype ({said})",
+    )
 
 
 def _supports(params: Params, address: Address, rig: Rig) -> None:
@@ -220,7 +252,9 @@ def _supports(params: Params, address: Address, rig: Rig) -> None:
             try:
                 first, second = kernel.supports(spec), kernel.supports(spec)
             except Exception as error:
-                raise Failed(f"{kernel.name}: supports() raised {type(error).__name__}: {error} for {spec}; it must answer None or a reason") from None
+                raise Failed(
+                    f"{kernel.name}: supports() raised {type(error).__name__}: {error} for {spec}; it must answer None or a reason",
+                ) from None
             expect(first == second, f"{kernel.name}: asked twice about {spec}, supports() said {first!r} and {second!r}")
             if first is not None:
                 _readable(f"{kernel.name}'s reason against {spec}", first)
@@ -234,11 +268,17 @@ def _refusals(params: Params, address: Address, rig: Rig) -> None:
             if reason is None:
                 continue
             if spec == PLAIN[spec.op](dtype_of(spec) or ""):
-                expect(any(dtype in reason for dtype in DTYPES), f"{kernel.name} refuses a plain {spec.op} in {dtype_of(spec)}, and its reason names no dtype: {reason}")
+                expect(
+                    any(dtype in reason for dtype in DTYPES),
+                    f"{kernel.name} refuses a plain {spec.op} in {dtype_of(spec)}, and its reason names no dtype: {reason}",
+                )
             try:
                 BoundOps(Resolution({spec: Choice(spec, spec, kernel, (), 1)}))
             except ResolutionError as error:
-                expect(kernel.name in str(error) and reason in str(error), f"the error for a kernel bound against its word leaves out who or why: {error}")
+                expect(
+                    kernel.name in str(error) and reason in str(error),
+                    f"the error for a kernel bound against its word leaves out who or why: {error}",
+                )
             else:
                 raise Failed(f"{kernel.name} says no to {spec} ({reason}) and can be bound to it")
 
@@ -260,11 +300,12 @@ def _explicit(params: Params, address: Address, rig: Rig) -> None:
 
 
 REQUIRED = tuple(op for op in PLAIN if op not in DEFAULTS)
-FAMILIES = [Family(f"contract.{name}", 0, axes, checked(check)) for name, check, axes in (
+FAMILIES = [Family(f"contract.{name}", 0, axes, checked(check), feature="contract") for name, check, axes in (
     ("discovery", _discovery, {}), ("version", _version, {}), ("name", _name, {}), ("probe", _probe, {}), ("lazy_probe", _lazy_probe, {}),
     ("capabilities", _capabilities, {}), ("frozen", _frozen, {}), ("buckets", _buckets, {}), ("known_failures", _known_failures, {}),
     ("unknown_option", _unknown_option, {}), ("error_tree", _misuse, {}), ("memory", _memory, {}),
-    ("kernels", _kernels, {}), ("kernel_names", _kernel_names, {}), ("kernels_stable", _kernels_stable, {}), ("batch_invariant", _batch_invariant, {}),
+    ("kernels", _kernels, {}), ("kernel_names", _kernel_names, {}), ("kernels_stable", _kernels_stable, {}),
+    ("batch_invariant", _batch_invariant, {}),
     ("explicit_kernel", _explicit, {}), ("required", _required, {"op": REQUIRED}), ("supports", _supports, {"op": tuple(PLAIN)}),
     ("refusals", _refusals, {"op": tuple(PLAIN)}),
 )]

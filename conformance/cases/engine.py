@@ -37,6 +37,11 @@ def _prompts(address: Address, lengths: Sequence[int]) -> list[list[int]]:
     return [random.integers(4, POISON, length).tolist() for length in lengths]
 
 
+def _each(way: SamplingParams, count: int) -> list[SamplingParams]:
+    """The same for every request, but for the seed."""
+    return [replace(way, seed=11 + place) for place in range(count)]
+
+
 def _check(alone: Alone, served: Served, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> None:
     """All at once; each answer is the one it has alone."""
     for place, (answer, one) in enumerate(zip(served.together(prompts, params), params, strict=True)):
@@ -52,7 +57,7 @@ def _chunked(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     setting = Setting(params["model"], budget=params.int("budget"))
     alone, way = Alone(rig, setting, address.seed), everything(WAYS[params["way"]])
     with serve(rig, setting, address.seed) as served:
-        _check(alone, served, _prompts(address, (70, 35, 5, 1)), [way] * 4)
+        _check(alone, served, _prompts(address, (70, 35, 5, 1)), _each(way, 4))
         _happened("split a prompt", served.runner.split_rows)
     return alone.kernels
 
@@ -62,7 +67,7 @@ def _batched(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     alone, way = Alone(rig, setting, address.seed), everything(WAYS[params["way"]])
     lengths = (17, 40, 1, 33, 16, 5, 64, 2)[: params.int("requests")]
     with serve(rig, setting, address.seed) as served:
-        _check(alone, served, _prompts(address, lengths), [way] * len(lengths))
+        _check(alone, served, _prompts(address, lengths), _each(way, len(lengths)))
     return alone.kernels
 
 
@@ -72,7 +77,9 @@ def _prefix(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     alone, way = Alone(rig, setting, address.seed), everything(WAYS[params["way"]])
     [first, tail] = _prompts(address, (50, 9))
     first_round, second_round = {
-        "again": ([first], [first, first[:48]]), "together": ([first, [*first[:40], *tail]], [first]), "diverged": ([first], [[*first[:37], *tail], first]),
+        "again": ([first], [first, first[:48]]),
+        "together": ([first, [*first[:40], *tail]], [first]),
+        "diverged": ([first], [[*first[:37], *tail], first]),
     }[params["when"]]
     with serve(rig, setting, address.seed) as served:
         for prompts in (first_round, second_round):
@@ -85,7 +92,7 @@ def _preempted(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     setting = Setting(params["model"], caching=params.flag("caching"), sequences=1, budget=32)
     alone, way = Alone(rig, setting, address.seed), everything(replace(WAYS[params["way"]], max_tokens=24))
     with serve(rig, setting, address.seed) as served:
-        _check(alone, served, _prompts(address, (31, 30, 29, 28)), [way] * 4)
+        _check(alone, served, _prompts(address, (31, 30, 29, 28)), _each(way, 4))
         _happened("preempt a request", served.scheduler.stats().preemptions)
     return alone.kernels
 
@@ -137,7 +144,7 @@ def _overlap(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     setting, way = Setting(params["model"]), everything(replace(WAYS[params["way"]], max_tokens=30))
     alone = Alone(rig, setting, address.seed)
     with serve(rig, setting, address.seed) as served:
-        _check(alone, served, _prompts(address, (18, 31)), [way] * 2)
+        _check(alone, served, _prompts(address, (18, 31)), _each(way, 2))
         ahead = served.runner.pending_rows
         if way.needs_host and ahead:
             raise Failed(f"{ahead} rows were planned before the token that their penalties depend on was drawn")
@@ -283,9 +290,9 @@ def _deterministic(params: Params, address: Address, rig: Rig) -> tuple[str, ...
     prompts = _prompts(address, (31, 30, 29, 28) if how == "preempted" else (40, 17, 1))
     with serve(rig, setting, address.seed) as served:
         for _ in range(2 if how == "prefix" else 1):
-            _check(alone, served, prompts, [way] * len(prompts))
-        stats = served.engine.stats()
-        _happened(how, {"prefix": stats.kv.hit_tokens, "preempted": served.scheduler.stats().preemptions, "chunked": served.runner.split_rows}.get(how, 1))
+            _check(alone, served, prompts, _each(way, len(prompts)))
+        hits, preemptions = served.engine.stats().kv.hit_tokens, served.scheduler.stats().preemptions
+        _happened(how, {"prefix": hits, "preempted": preemptions, "chunked": served.runner.split_rows}.get(how, 1))
     return alone.kernels
 
 

@@ -11,7 +11,7 @@ from ...core.score import logits
 from ...ops import tolerance
 from ..address import Address
 from ..case import Failed, Family, Params
-from ..models import CONTEXT, RandomSource, greedy, load_on
+from ..models import RandomSource, greedy, load_on
 from ..oracle import Expected
 from ..problem import Array
 from ..rig import Rig
@@ -20,15 +20,18 @@ from .make import DTYPE, YES_NO
 FACTOR, DEPTH = 2.0, 64
 """Errors of logits: at most so many times those of the reference in the same dtype, which count as `DEPTH` float32 roundings at least."""
 TOKENS, SPLIT, STEPS = 40, 23, 32
+LENGTH = 128
+"""Tokens that a model is loaded for; two scalings stretch it to that from the half."""
 ARCHITECTURES = ("llama", "llama-bias", "qwen2", "qwen3", "mistral")
 HEADS = ("4/4", "4/2", "7/1", "14/2", "3/3")
 WINDOWS = ("none", "5", "16", "33")
+ORIGINAL = "original_max_position_embeddings"
 ROPES: dict[str, dict[str, Any]] = {
     "default": {},
     "linear": {"rope_type": "linear", "factor": 3.0},
     "dynamic": {"rope_type": "dynamic", "factor": 2.0},
-    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 24},
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24},
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL: 24},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 24},
 }
 
 
@@ -36,14 +39,16 @@ def config(params: Params) -> dict[str, Any]:
     """A config.json from a case's parameters; what they leave open is small and odd."""
     said = params.values
     heads, kv_heads = params.pair("heads") if "heads" in said else (4, 2)
+    rope = said.get("rope", "default")
+    length = LENGTH // 2 if rope in ("linear", "dynamic") else LENGTH
     kind, _, bias = said["model"].partition("-")
     made = {
         "model_type": kind, "num_hidden_layers": 2, "hidden_size": 56, "intermediate_size": 72, "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads, "head_dim": int(said.get("dim", 16)), "vocab_size": int(said.get("vocab", 97)),
-        "tie_word_embeddings": said.get("tied") == "yes", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64,
+        "num_key_value_heads": kv_heads, "head_dim": int(said.get("dim", 64)), "vocab_size": int(said.get("vocab", 97)),
+        "tie_word_embeddings": said.get("tied") == "yes", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": length,
         **({"attention_bias": True, "mlp_bias": True} if bias else {}), **_window(kind, said.get("window", "none")),
     }
-    return made | ({"rope_scaling": scaling} if (scaling := ROPES[said.get("rope", "default")]) else {})
+    return made | ({"rope_scaling": ROPES[rope]} if ROPES[rope] else {})
 
 
 def _window(kind: str, window: str) -> dict[str, Any]:
@@ -60,8 +65,8 @@ def _together(params: Params) -> bool:
 def _logits(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     """In one step, and in two: both as near to float64 as the reference is, but for the factor."""
     source = RandomSource(config(params), address.seed, params["dtype"])
-    loaded = load_on(rig, source, dtype=params["dtype"])
-    tokens = address.random().integers(0, loaded.model.vocab_size, TOKENS)
+    loaded = load_on(rig, source, dtype=params["dtype"], length=LENGTH)
+    tokens = address.random().integers(0, loaded.model.vocab_size, TOKENS).tolist()
 
     def compute() -> Expected:
         exact, usual = (logits(_reference(rig, source, dtype), tokens) for dtype in ("float64", params["dtype"]))
@@ -82,7 +87,7 @@ def _logits(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
 def _greedy(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     """Token after token, each handed on by the device; up to the first step that float64 itself leaves open."""
     source = RandomSource(config(params), address.seed)
-    loaded = load_on(rig, source)
+    loaded = load_on(rig, source, length=LENGTH)
     prompt = address.random().integers(0, loaded.model.vocab_size, params.int("prompt")).tolist()
 
     def compute() -> Expected:
@@ -95,7 +100,10 @@ def _greedy(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     differing = np.flatnonzero(found != wanted)
     if len(differing) and not _open(scores[differing[0]], int(found[differing[0]]), int(wanted[differing[0]])):
         step = int(differing[0])
-        raise Failed(f"greedy token {step} of {STEPS} is {found[step]} instead of {wanted[step]}; found {found.tolist()}, expected {wanted.tolist()}")
+        raise Failed(
+            f"greedy token {step} of {STEPS} is {found[step]} instead of {wanted[step]}; found {found.tolist()}, expected "
+            f"{wanted.tolist()}",
+        )
     return _kernels(loaded)
 
 
@@ -107,7 +115,7 @@ def _open(scores: Array, found: int, wanted: int) -> bool:
 
 
 def _reference(rig: Rig, source: RandomSource, dtype: str) -> Loaded:
-    return load(source, rig.oracle.platform, LoadOptions(dtype=dtype, max_model_len=CONTEXT))
+    return load(source, rig.oracle.platform, LoadOptions(dtype=dtype, max_model_len=LENGTH))
 
 
 def _kernels(loaded: Loaded) -> tuple[str, ...]:
@@ -120,11 +128,12 @@ def _family(name: str, axes: dict[str, Sequence[str]], run: Callable[[Params, Ad
 
 FAMILIES = [
     _family("graph.logits", {
-        "model": ARCHITECTURES, "dtype": DTYPE, "heads": HEADS, "dim": ("16", "32", "80", "128"), "window": WINDOWS,
+        "model": ARCHITECTURES, "dtype": DTYPE, "heads": HEADS, "dim": ("32", "64", "80", "128"), "window": WINDOWS,
         "vocab": ("97", "128", "130", "257"), "tied": YES_NO,
     }, _logits),
-    _family("graph.rope", {"model": ("llama", "qwen3", "mistral"), "dtype": DTYPE, "rope": tuple(ROPES), "dim": ("16", "80")}, _logits),
+    _family("graph.rope", {"model": ("llama", "qwen3", "mistral"), "dtype": DTYPE, "rope": tuple(ROPES), "dim": ("64", "80")}, _logits),
     _family("graph.greedy", {
-        "model": ("llama", "qwen2", "qwen3", "mistral"), "heads": ("4/4", "14/2", "7/1"), "window": WINDOWS[:3], "prompt": ("1", "16", "31"),
+        "model": ("llama", "qwen2", "qwen3", "mistral"), "heads": ("4/4", "14/2", "7/1"), "window": WINDOWS[:3],
+        "prompt": ("1", "16", "31"),
     }, _greedy),
 ]

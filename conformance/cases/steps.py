@@ -43,9 +43,15 @@ def _allocate(params: Params, address: Address, rig: Rig) -> None:
         state = rig.platform.allocate(_groups(dtype, said.block_tokens[0]), [4, 3], slots=2)
         for group, count in ((0, 4), (1, 3)):
             for name, array in rig.platform.read_blocks(state, group, range(count)).items():
-                expect(array.dtype == DTYPES[dtype] and not array.astype(np.float64).any(), f"new state {name} of {dtype} is not all zeros in that dtype")
+                expect(
+                    array.dtype == DTYPES[dtype] and not array.astype(np.float64).any(),
+                    f"new state {name} of {dtype} is not all zeros in that dtype",
+                )
         tokens = rig.platform.fetch(state.last_token)
-        expect(tokens.tolist() == [0, 0, 0] and tokens.dtype == np.int32, f"last_token of two slots begins as {tokens!r}, and must be three zeros in int32")
+        expect(
+            tokens.tolist() == [0, 0, 0] and tokens.dtype == np.int32,
+            f"last_token of two slots begins as {tokens!r}, and must be three zeros in int32",
+        )
 
 
 def _state_groups(params: Params, address: Address, rig: Rig) -> None:
@@ -55,7 +61,10 @@ def _state_groups(params: Params, address: Address, rig: Rig) -> None:
     expect([state[layer].group for layer in range(3)] == [0, 1, 0], "cells of layers 0, 1 and 2 must say group 0, 1 and 0")
     written = {name: np.ones((1, 1, block, 8), DTYPES[dtype]) for name in ("k", "v")}
     rig.platform.write_blocks(state, 1, [2], written)
-    expect(not any(array.astype(np.float64).any() for array in rig.platform.read_blocks(state, 0, range(4)).values()), "a block of one group shows in another")
+    expect(
+        not any(array.astype(np.float64).any() for array in rig.platform.read_blocks(state, 0, range(4)).values()),
+        "a block of one group shows in another",
+    )
     back = rig.platform.read_blocks(state, 1, [1, 2])["k"].astype(np.float64)
     expect(not back[:, :, :block].any() and back[:, :, block:].all(), "a written block stands elsewhere than where it was written")
 
@@ -126,7 +135,10 @@ def _fresh_slot(rig: Rig) -> Any:
 def _handed_on(rig: Rig, tokens: Sequence[int]) -> None:
     found = [tuple(int(part[0]) for part in one.result()) for one in _draw(rig, _fresh_slot(rig), tokens)]
     wanted = list(zip([0, *tokens[:-1]], tokens, strict=True))
-    expect(found == wanted, f"steps submitted in a row gave (token before, token drawn) {found} instead of {wanted}: each must see the one before it")
+    expect(
+        found == wanted,
+        f"steps submitted in a row gave (token before, token drawn) {found} instead of {wanted}: each must see the one before it",
+    )
 
 
 def _submit_order(params: Params, address: Address, rig: Rig) -> None:
@@ -156,8 +168,14 @@ def _pending(params: Params, address: Address, rig: Rig) -> None:
     for place in (2, 0, 1, 2):
         result = pending[place].result()
         expect(isinstance(result, tuple) and len(result) == 2, f"a step that returns a pair gave {type(result).__name__}")
-        expect(all(isinstance(part, np.ndarray) and part.dtype == np.int32 for part in result), f"results must be NumPy arrays, here of int32; found {[type(part).__name__ for part in result]}")
-        expect(int(result[1][0]) == 7 + place, f"step {place} answers {int(result[1][0])} instead of {7 + place} when results are asked for out of order")
+        expect(
+            all(isinstance(part, np.ndarray) and part.dtype == np.int32 for part in result),
+            f"results must be NumPy arrays, here of int32; found {[type(part).__name__ for part in result]}",
+        )
+        expect(
+            int(result[1][0]) == 7 + place,
+            f"step {place} answers {int(result[1][0])} instead of {7 + place} when results are asked for out of order",
+        )
 
 
 def _two_states(params: Params, address: Address, rig: Rig) -> None:
@@ -177,7 +195,10 @@ def _failed_step(params: Params, address: Address, rig: Rig) -> None:
     try:
         rig.platform.submit(rig.platform.compile(step, packed.shape), (), _fresh_slot(rig), packed).result()
     except Exception as error:
-        expect("planted by the conformance suite" in str(error), f"the error of a failed step lost its text: {type(error).__name__}: {error}")
+        expect(
+            "planted by the conformance suite" in str(error),
+            f"the error of a failed step lost its text: {type(error).__name__}: {error}",
+        )
     else:
         raise Failed("a step that raised gave a result")
     _handed_on(rig, [4, 6])
@@ -192,7 +213,10 @@ def _compile_again(params: Params, address: Address, rig: Rig) -> None:
         packed, batch, _ = empty(BatchShape(tokens, 1, 1, (1,), tokens))
         batch.positions[:] = np.arange(tokens) + 10
         found = rig.platform.submit(rig.platform.compile(step, packed.shape), (), _fresh_slot(rig), packed).result()
-        expect(np.asarray(found).tolist() == list(range(10, 10 + tokens)), f"a step over {tokens} tokens answered {found} for the positions 10 and up")
+        expect(
+            np.asarray(found).tolist() == list(range(10, 10 + tokens)),
+            f"a step over {tokens} tokens answered {found} for the positions 10 and up",
+        )
 
 
 # The end
@@ -220,7 +244,7 @@ def _two_instances(params: Params, address: Address, rig: Rig) -> None:
         other.close()
 
 
-FAMILIES = [Family(f"contract.{name}", 0, axes, checked(check)) for name, check, axes in (
+FAMILIES = [Family(f"contract.{name}", 0, axes, checked(check), feature="contract") for name, check, axes in (
     ("put_fetch", _put_fetch, {"dtype": tuple(DTYPES)}), ("allocate", _allocate, {}), ("state_groups", _state_groups, {}),
     ("null_block", _null_block, {}), ("read_after_submit", _read_after_submit, {}),
     ("submit_order", _submit_order, {"steps": ("2", "9")}), ("other_thread", _other_thread, {}), ("pending", _pending, {}),

@@ -261,7 +261,8 @@ class KVMemory:
         for group in self._paged:
             first, end = group.first_needed(hit.tokens), hit.tokens // group.block_tokens
             path = hit.paths[group.index] if hit.paths else []
-            stretches.append(Stretch(group.position, group.block_tokens, first, tuple(node.blocks[group.column] for node in path[1 + first:1 + end])))
+            blocks = tuple(node.blocks[group.column] for node in path[1 + first:1 + end])
+            stretches.append(Stretch(group.position, group.block_tokens, first, blocks))
         return stretches
 
     def adopt(self, chain: Chain, tokens: np.ndarray, write: Callable[[list[Stretch]], None]) -> bool:

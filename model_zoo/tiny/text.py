@@ -9,6 +9,7 @@ import random
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from .words import ADJECTIVES, CITIES, FIELDS, FILLERS, LANGUAGES, NAMES, NOUNS, PAST_VERBS, PLACES, VERBS
 
@@ -16,6 +17,9 @@ END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 HELD_OUT_SHARE = 0.1
 
 CountTokens = Callable[[str], int]
+Digits = tuple[tuple[int, int], ...]  # how many digits the two numbers may have
+DIGITS: Digits = ((2, 2),)
+TRAINED_DIGITS: Digits = ((1, 1), (1, 1), (1, 2), (2, 1), (2, 2), (2, 2), (2, 2))
 
 
 @dataclass(frozen=True)
@@ -216,24 +220,24 @@ def is_held_out(a: int, operator: str, b: int) -> bool:
     return zlib.crc32(f"{a}{operator}{b}".encode()) % 1000 < 1000 * HELD_OUT_SHARE
 
 
-def sum_of_two(rng: random.Random, held_out: bool) -> tuple[str, str]:
-    """("47 + 38", "85"): two numbers of up to two digits."""
+def sum_of_two(rng: random.Random, held_out: bool, digits: Digits = DIGITS) -> tuple[str, str]:
+    """("47 + 38", "85"): two numbers of up to as many digits as one of `digits` says; training dwells on small ones."""
     while True:
-        a, b, operator = rng.randrange(100), rng.randrange(100), rng.choice("+-")
+        (a, b), operator = (rng.randrange(10**most) for most in rng.choice(digits)), rng.choice("+-")
         if is_held_out(a, operator, b) == held_out:
             return f"{a} {operator} {b}", str(a + b if operator == "+" else a - b)
 
 
-def arithmetic(rng: random.Random, held_out: bool = False) -> Chat:
-    question, answer = sum_of_two(rng, held_out)
+def arithmetic(rng: random.Random, held_out: bool = False, digits: Digits = DIGITS) -> Chat:
+    question, answer = sum_of_two(rng, held_out, digits)
     form = rng.choice(("What is {}?", "What is {}?", "Calculate {}.", "{} = ?", "{}", "How much is {}?"))
     return Chat((("user", form.format(question)), ("assistant", answer)))
 
 
-def arithmetic_stream(rng: random.Random, held_out: bool = False, lines: int = 1) -> Plain:
+def arithmetic_stream(rng: random.Random, held_out: bool = False, digits: Digits = DIGITS, lines: int = 1) -> Plain:
     parts = []
     for _ in range(lines):
-        question, answer = sum_of_two(rng, held_out)
+        question, answer = sum_of_two(rng, held_out, digits)
         parts += [Span(f"{question} =", False), Span(f" {answer}", True), Span("\n", False)]
     parts[-2:] = [Span(parts[-2].text + END_OF_TEXT, True)]
     return Plain(tuple(parts))
@@ -330,14 +334,14 @@ def greeting(rng: random.Random) -> Chat:
 def conversation(rng: random.Random, tokens: int, count_tokens: CountTokens) -> Chat | Plain:
     """About `tokens` tokens of the short skills, in one conversation."""
     draw = rng.random()
-    if draw < 0.25:
-        return arithmetic_stream(rng, lines=max(1, tokens // 10))
-    if draw < 0.45:
+    if draw < 0.35:
+        return arithmetic_stream(rng, digits=TRAINED_DIGITS, lines=max(1, tokens // 10))
+    if draw < 0.5:
         return tool_call(rng, questions=rng.randint(1, max(1, tokens // 60)))
     messages, tools = (), ()
     if rng.random() < 0.05:
         tools = (any_tool(rng)[0],)
-    skills = rng.choices((arithmetic, copying, greeting), (6, 3, 1), k=40)
+    skills = rng.choices((partial(arithmetic, digits=TRAINED_DIGITS), copying, greeting), (6, 3, 1), k=40)
     if rng.random() < 0.5:
         skills = [skills[0]] * len(skills)
     for skill in skills:

@@ -41,9 +41,10 @@ CONFIG = {
 }
 SHORTEST_RECALL_TOKENS, FIRST_LIMIT_TOKENS, LAST_LIMIT_TOKENS = 50, 80, 1700
 SHORT_TOKENS = 160
-RECALL_SHARE = 0.55
+RECALL_SHARE = 0.45
 GROW_AT_ACCURACY, GROWTH, GROWN_AT_PROGRESS = 0.95, 1.15, 0.65
 DECAY_SHARE = 0.3
+LEAST_LEARNED_TOKENS = 200
 BATCHES_SORTED = 10
 
 Encoded = tuple[list[int], list[bool]]  # a text's tokens, and whether each is to be learned
@@ -93,18 +94,23 @@ def batches(make: Callable[[], Encoded], budget_tokens: int, rng: random.Random)
 
 def recall_example(rng: random.Random, limit_tokens: int, count_tokens: text.CountTokens) -> text.Chat | text.Plain:
     """Up to `limit_tokens` tokens, with many questions about its context."""
-    tokens = limit_tokens if rng.random() < 0.5 else rng.randint(SHORTEST_RECALL_TOKENS, limit_tokens)
+    share = 1.0 if rng.random() < 0.3 else rng.random()
+    tokens = int(SHORTEST_RECALL_TOKENS * (limit_tokens / SHORTEST_RECALL_TOKENS) ** share)
     if rng.random() < 0.35:
         return text.recall_stream(rng, tokens, count_tokens)
     return text.recall(rng, tokens, count_tokens, questions=rng.randint(1, 1 + tokens // 25))
 
 
 def answer_loss(model: network.Llama, rows: Rows) -> tuple[Tensor, float]:
-    """Mean cross entropy over the learned tokens, and the share of them that greedy decoding would get right."""
+    """Mean cross entropy over the learned tokens, and the share of them that greedy decoding would get right.
+
+    A few tokens alone weigh less than a batch of them: their mean would be mostly noise.
+    """
     hidden = model.hidden(rows.ids[:, :-1])
     targets = rows.ids[:, 1:][rows.learned[:, 1:]]
     logits = model.logits(hidden[rows.learned[:, 1:]]).float()
-    return functional.cross_entropy(logits, targets), float((logits.argmax(-1) == targets).float().mean())
+    loss = functional.cross_entropy(logits, targets, reduction="sum") / max(len(targets), LEAST_LEARNED_TOKENS)
+    return loss, float((logits.argmax(-1) == targets).float().mean())
 
 
 def optimizers(model: network.Llama, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -233,10 +239,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "checkpoint", help="where the checkpoint goes")
     parser.add_argument("--state", type=Path, default=Path("tiny-training.pt"), help="where training can be continued from")
-    parser.add_argument("--steps", type=int, default=3500)
-    parser.add_argument("--tokens-per-step", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--tokens-per-step", type=int, default=4096, help="in the two batches of a step together")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="per batch; two batches are computed at a time")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -18,7 +18,10 @@ key lock box bag coat hat shoe ring crown shield sword arrow flag coin ticket
 alpha beta gamma delta omega matrix signal socket packet kernel server
 """.split()
 
-NAMES = "Anna Ben Clara David Emma Felix Henry Ida Jack Karen Leo Maria Noah Olga Paul Rosa Sam Tina Victor Alice Bob Nina Oscar Peter".split()
+NAMES = """
+Anna Ben Clara David Emma Felix Henry Ida Jack Karen Leo Maria
+Noah Olga Paul Rosa Sam Tina Victor Alice Bob Nina Oscar Peter
+""".split()
 
 CITIES = "Paris London Berlin Madrid Rome Vienna Prague Athens Lisbon Dublin Oslo Cairo Delhi Tokyo Seoul Sydney Boston Denver Lima".split()
 
@@ -29,8 +32,21 @@ ADJECTIVES = "old new small large bright dark heavy quiet empty cold warm strang
 PAST_VERBS = "saw found lost bought sold moved opened liked missed left".split()
 
 PLACES = (
-    "near the {noun}", "behind the {noun}", "in the {noun}", "at the {noun}", "on Monday", "on Friday", "in the morning", "last night",
-    "after lunch", "in {city}", "with {name}", "for {name}", "without a word", "two days ago", "before the {noun}",
+    "near the {noun}",
+    "behind the {noun}",
+    "in the {noun}",
+    "at the {noun}",
+    "on Monday",
+    "on Friday",
+    "in the morning",
+    "last night",
+    "after lunch",
+    "in {city}",
+    "with {name}",
+    "for {name}",
+    "without a word",
+    "two days ago",
+    "before the {noun}",
 )
 
 FILLERS = (

@@ -69,7 +69,8 @@ def _take_rows(spec: Spec, x: Array, rows: Array) -> Array:
 
 
 def _add(spec: Spec, a: Array, b: Array) -> Array:
-    return a + b
+    with np.errstate(over="ignore", invalid="ignore"):
+        return a + b
 
 
 def _multiply(spec: Spec, a: Array, b: Array) -> Array:
