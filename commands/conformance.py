@@ -170,9 +170,18 @@ def _matrix(args: argparse.Namespace) -> int:
 
 
 def _selftest(args: argparse.Namespace) -> int:
-    from ..conformance import selftest
+    from rich.console import Console
 
-    return selftest.main(args.names, quick=args.quick, as_json=args.json)
+    from ..conformance.selftest import selftest, show
+
+    console = Console(stderr=True)
+    with console.status("planting bugs") as status:
+        report = selftest(args.quick, args.names or None, lambda found: status.update(f"{found.name}: {found.case or 'survived or passed'}"))
+    if args.json:
+        print(json.dumps({**asdict(report), "sound": report.sound}, indent=2))
+    else:
+        show(report)
+    return 0 if report.sound else 1
 
 
 def _new(args: argparse.Namespace) -> int:

@@ -41,8 +41,8 @@ class Paged:
         """The same memory with its dead slots set to `value`, or to finite garbage (None)."""
         arrays = {}
         for name, array in self.arrays.items():
-            fill: Array = np.full(array.shape, value) if value is not None else random.normal(0, 1e3, array.shape)
-            arrays[name] = np.where(self.live[:, None, :, None], array, fill.astype(array.dtype))
+            fill = random.normal(0, 1e3, array.shape) if value is None else np.full(array.shape, value)
+            arrays[name] = np.where(self.live[:, None, :, None], array, np.asarray(fill, array.dtype))
         return replace(self, arrays=arrays)
 
     def moved(self, order: Array) -> Paged:

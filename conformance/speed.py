@@ -77,7 +77,8 @@ def measure(rig: Rig, work: Work, limits: Limits) -> Speed:
     layers = max(1, min(MOST_LAYERS, -(-FOOTPRINT_BYTES // size), HELD_BYTES // _held(problem)))
     step, state = _step(rig, kernel, problem, layers)
     step()
-    seconds, answers = [], []
+    seconds: list[float] = []
+    answers = []
     while len(seconds) < LEAST_STEPS or (sum(seconds) < SECONDS and len(seconds) < MOST_STEPS):
         start = time.perf_counter()
         answers.append(step())

@@ -104,7 +104,8 @@ class Engine:
         """Name and tokenize a request, and raise `RequestError` if it can never run. Any thread."""
         name = request_id if request_id is not None else f"request-{next(self._names)}"
         if not isinstance(prompt, str):
-            text, tokens = None, prompt
+            text: str | None = None
+            tokens: Sequence[int] = prompt
         elif self.tokenizer is None:
             raise RequestError("a prompt was given as text, and this model has no tokenizer; give token ids")
         else:
@@ -113,7 +114,7 @@ class Engine:
         self.scheduler.check(request)
         vocab = self.runner.loaded.model.vocab_size
         biased = [token for token, _ in params.logit_bias or ()]
-        named: dict[str, Any] = {"the prompt": request.prompt, "logit_bias": biased, "stop_token_ids": params.stop_token_ids or ()}
+        named: dict[str, Sequence[int]] = {"the prompt": request.prompt.tolist(), "logit_bias": biased, "stop_token_ids": params.stop_token_ids or ()}
         for what, ids in named.items():
             if (highest := max(ids, default=0)) >= vocab:
                 raise RequestError(f"{what} has token id {highest}, and the vocabulary ends at {vocab - 1}; check the tokenizer")

@@ -60,7 +60,7 @@ def spec(cls: type[T]) -> type[T]:
             object.__setattr__(self, "_hash", value)
         return value
 
-    made.__hash__ = cached  # type: ignore[assignment]
+    made.__hash__ = cached  # type: ignore[method-assign]
     return made
 
 

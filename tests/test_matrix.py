@@ -212,7 +212,7 @@ const frame = document.querySelector('iframe');
 frame.onload = () => {
   const page = frame.contentDocument, cells = [...page.querySelectorAll('td[data-platform], tbody th')];
   const whole = cells.filter(c => { const r = c.getBoundingClientRect();
-    return r.width > 20 && r.height > 10 && r.left >= 0 && r.right <= frame.width && c.scrollWidth <= c.clientWidth + 1; });
+    return r.width > 110 && r.height > 10 && r.left >= 0 && r.right <= frame.width && c.scrollWidth <= c.clientWidth + 1; });
   const colour = (what, name) => frame.contentWindow.getComputedStyle(page.querySelector(what))[name];
   document.body.dataset.probe = [page.documentElement.scrollWidth, cells.length, whole.length,
     colour('body', 'backgroundColor'), colour('td.good .mark', 'color')].join(';');

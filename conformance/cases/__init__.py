@@ -1,7 +1,7 @@
 """The families of cases, one file per kind, in the order of their levels."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import cache
 
 from ...errors import ConfigError, suggest
 from ..address import Address
@@ -20,16 +20,14 @@ SPEED = 5
 PROVING = tuple(family for family in FAMILIES.values() if family.level != SPEED)
 
 
-def all_cases() -> Iterator[Case]:
+@cache
+def all_cases() -> tuple[Case, ...]:
     """Everything that is right or wrong: levels 0 to 4."""
-    for family in PROVING:
-        yield from family.cases()
+    return tuple(case for family in PROVING for case in family.cases())
 
 
-def speed_cases() -> Iterator[Case]:
-    for family in FAMILIES.values():
-        if family.level == SPEED:
-            yield from family.cases()
+def speed_cases() -> list[Case]:
+    return [case for family in FAMILIES.values() if family.level == SPEED for case in family.cases()]
 
 
 QUICK = 40
@@ -44,9 +42,10 @@ def spread(family: Family) -> list[Case]:
     return sorted(family.cases(), key=lambda case: case.address.seed)
 
 
-def quick_cases() -> list[Case]:
+@cache
+def quick_cases() -> tuple[Case, ...]:
     """A fixed sample of each family, chosen by seed: a new case displaces at most one other."""
-    return [case for family in PROVING for case in spread(family)[: QUICK_MORE.get(family.name, QUICK)]]
+    return tuple(case for family in PROVING for case in spread(family)[: QUICK_MORE.get(family.name, QUICK)])
 
 
 def find(address: str) -> Case:

@@ -21,7 +21,8 @@ OURS = "our own"
 def noise(sampling: Sampling, row: int, vocab: int) -> Array:
     """[vocab] Gumbel numbers of one row."""
     words = (sampling.seed_low, sampling.seed_high, sampling.index, sampling.position)
-    uniform = uniforms(*(np.asarray(word)[row : row + 1] for word in words), vocab=vocab)[0]
+    low, high, index, position = (np.asarray(word)[row : row + 1] for word in words)
+    uniform = uniforms(low, high, index, position, vocab)[0]
     return -np.log(-np.log(uniform.astype(np.float64)))
 
 
