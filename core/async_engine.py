@@ -5,6 +5,7 @@ import asyncio
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Self
 
 from ..errors import InferplaneError
@@ -16,7 +17,6 @@ from .output import RequestOutput
 from .prompt import Prompt, parse_prompt
 from .request import SamplingParams
 from .start import Started, start
-
 
 Answer = RequestOutput | InferplaneError
 
@@ -46,10 +46,8 @@ class AsyncEngine:
         params = sampling_params or SamplingParams.from_kwargs(**self.started.defaults)
         loop = asyncio.get_running_loop()
         answers: asyncio.Queue[Answer] = asyncio.Queue()
-        name = self.engine.submit(
-            self.engine.check(parsed.content, params, request_id), lambda answer: _post(loop, answers, answer),
-            stream=True, priority=priority, tenant=tenant, salt=parsed.salt,
-        )
+        checked, sink = self.engine.check(parsed.content, params, request_id), partial(_post, loop, answers)
+        name = self.engine.submit(checked, sink, stream=True, priority=priority, tenant=tenant, salt=parsed.salt)
         ended = False
         try:
             while not ended:
@@ -60,7 +58,7 @@ class AsyncEngine:
                 yield answer
         finally:
             if not ended:
-                self.engine.abort(name)
+                self.engine.abort(name, sink)
 
     async def abort(self, request_id: str) -> None:
         self.engine.abort(request_id)

@@ -113,9 +113,9 @@ class Engine:
         request = expand(name, tokens, params, eos_ids=self.eos_ids, max_model_len=self.max_model_len)[0]
         self.scheduler.check(request)
         vocab = self.runner.loaded.model.vocab_size
-        biased = [token for token, _ in params.logit_bias or ()]
-        named: dict[str, Sequence[int]] = {"the prompt": request.prompt.tolist(), "logit_bias": biased, "stop_token_ids": params.stop_token_ids or ()}
-        for what, ids in named.items():
+        biased = list(dict(params.logit_bias or ()))
+        stops = params.stop_token_ids or ()
+        for what, ids in (("the prompt", request.prompt.tolist()), ("logit_bias", biased), ("stop_token_ids", stops)):
             if (highest := max(ids, default=0)) >= vocab:
                 raise RequestError(f"{what} has token id {highest}, and the vocabulary ends at {vocab - 1}; check the tokenizer")
         return CheckedPrompt(name, text, request.prompt, params)
@@ -142,10 +142,13 @@ class Engine:
         self._post(lambda: self._add(name, entry))
         return name
 
-    def abort(self, request_id: str) -> None:
-        """End a request; its sink gets what it has, with the reason "abort". An unknown id is ignored: it may just have ended."""
+    def abort(self, request_id: str, sink: Sink | None = None) -> None:
+        """End a request; its sink gets what it has, with the reason "abort". An unknown id is ignored: it may just have ended.
+
+        sink: only the request that was submitted with it; another one may have the id by now.
+        """
         with suppress(EngineError):  # closed: nothing runs
-            self._post(lambda: self._abort(request_id))
+            self._post(lambda: self._abort(request_id, sink))
 
     def call(self, function: Callable[[], Any], timeout_seconds: float | None = None) -> Any:
         """Run a function on the engine's thread, between two steps, and give its result."""
@@ -259,7 +262,10 @@ class Engine:
             del self._entries[name]
             entry.sink(error)
 
-    def _abort(self, name: str) -> None:
+    def _abort(self, name: str, sink: Sink | None) -> None:
+        entry = self._entries.get(name)
+        if entry is None or sink not in (None, entry.sink):
+            return
         self._deliver_all(self.scheduler.abort(name, time.monotonic()))
 
     def _settle(self, plan: StepPlan, pending: Pending) -> None:

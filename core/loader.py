@@ -69,7 +69,7 @@ class Loaded:
 
 
 def plan_model(
-    source: Source, platform: Platform, options: LoadOptions, packs: Sequence[KernelPack] = ()
+    source: Source, platform: Platform, options: LoadOptions, packs: Sequence[KernelPack] = (), mesh: Mesh | None = None
 ) -> tuple[Model, Resolution]:
     """The model and its resolution, before any weight is read."""
     dtype = choose_dtype(options.dtype, source.config, platform)
@@ -80,7 +80,7 @@ def plan_model(
         asked, most = options.max_model_len, model.context_tokens
         raise ConfigError(f"max_model_len {asked} was asked for, and this model was made for {most} tokens; lower it")
     kernels = [kernel for pack in packs for kernel in pack.kernels] + list(platform.kernels())
-    return model, resolve(trace(model), kernels, explicit=options.kernels, deterministic=options.deterministic)
+    return model, resolve(trace(model), kernels, explicit=options.kernels, deterministic=options.deterministic, mesh=mesh)
 
 
 def load(
@@ -93,7 +93,7 @@ def load(
 ) -> Loaded:
     """Trace, resolve, check the checkpoint against the model, then read and prepare one weight after the other."""
     options = options or LoadOptions()
-    model, resolution = plan_model(source, platform, options, packs)
+    model, resolution = plan_model(source, platform, options, packs, mesh)
     source.check(model.weights)
     uses = trace(model, composed=lambda spec: resolution[spec].kernel is None).uses
     preparer = _Preparer(source, platform, resolution, mesh or Mesh.single())

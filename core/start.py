@@ -78,7 +78,9 @@ def start(config: EngineConfig, *, source: Source | None = None, progress: Progr
             folder = checkpoint.folder
             words = locate(config.model.tokenizer) if config.model.tokenizer else folder
             tokenizer, template = Tokenizer.load(words), ChatTemplate.load(words)
-            eos_ids, defaults = frozenset(checkpoint.generation.end_tokens or tokenizer.end_tokens), checkpoint.generation.sampling
+            ends = checkpoint.generation.end_tokens or tokenizer.end_tokens
+            eos_ids = frozenset(end for end in ends if end < loaded.model.vocab_size)
+            defaults = checkpoint.generation.sampling
         seed = config.execution.seed if config.execution.seed is not None else secrets.randbits(31)
         engine = Engine(scheduler, runner, tokenizer, eos_ids=eos_ids, max_model_len=loaded.max_model_len, seed=seed)
     except BaseException:

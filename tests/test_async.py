@@ -199,3 +199,25 @@ def test_tenants_share_by_the_fair_policy(small_models: ModuleType) -> None:
 
     run(main())
     assert ended.index("modest") < 4 and ended[-2:] == ["greedy", "greedy"], "who asks for less does not wait behind who asks for more"
+
+
+def test_a_task_that_was_refused_an_id_does_not_end_the_request_that_has_it(engine: AsyncEngine) -> None:
+    async def first() -> str | None:
+        async for output in engine.generate([5, 6, 7], SamplingParams(max_tokens=40, ignore_eos=True), "same"):
+            last = output.outputs[0].finish_reason
+        return last
+
+    async def second() -> None:
+        async for _ in engine.generate([8, 9], SamplingParams(max_tokens=40, ignore_eos=True), "same"):
+            pass
+
+    async def both() -> str | None:
+        running = asyncio.create_task(first())
+        await asyncio.sleep(0)
+        refused = asyncio.create_task(second())
+        await asyncio.sleep(0)
+        refused.cancel()
+        await asyncio.gather(refused, return_exceptions=True)
+        return await running
+
+    assert asyncio.run(both()) == "length"

@@ -111,9 +111,9 @@ def one_row(way: Way, spec: Attention, q: Array, cell: Any, table: Array, length
     tiles = list(way.tiles(first, stop, way.keys))
     for tile in tiles:
         seen = np.arange(tile, tile + way.keys)
-        mask = np.asarray(way.visible(spec, at[:, None], seen[None, :]))
+        mask = way.visible(spec, at[:, None], seen[None, :])
         k, v = (way.wide(load(part, table, seen))[heads] for load, part in ((way.load, cell.k), (way.load_values or way.load, cell.v)))
-        v = np.where(mask.any(axis=0)[None, :, None], v, np.float32(0)) if way.clean else v
+        v = np.where(np.asarray(mask.any(axis=0))[None, :, None], v, np.float32(0)) if way.clean else v
         scores = way.score(spec, turned @ k.transpose(0, 2, 1))
         hidden = way.hide(scores, mask)
         above = np.maximum(peak, way.peak_of(scores, hidden))
