@@ -104,7 +104,8 @@ def _rms_norm(shape: Shape, tokens: int, dtype: str, random: np.random.Generator
 
 def _rope(shape: Shape, tokens: int, dtype: str, random: np.random.Generator) -> Work:
     half = shape.head_dim // 2
-    spec = Rope(heads=Dim(shape.heads), head_dim=shape.head_dim, frequencies=tuple(500000.0 ** (-j / half) for j in range(half)), dtype=dtype)
+    frequencies = tuple(500000.0 ** (-j / half) for j in range(half))
+    spec = Rope(heads=Dim(shape.heads), head_dim=shape.head_dim, frequencies=frequencies, dtype=dtype)
     x = values(random, (tokens, shape.heads, shape.head_dim), dtype)
     return Work(Problem(spec, (x, Given.BATCH), packed=_batch(tokens, random)))
 

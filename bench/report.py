@@ -73,7 +73,8 @@ def _ops(record: Record) -> Table:
         seconds, size, flops = one["seconds"], one["bytes"], one["flops"]
         products = (f"{flops / 1e9:,.3f}", f"{flops / seconds / 1e9:,.0f}") if flops else ("", "")
         fraction = "unknown" if one["of_limit"] is None else f"{one['of_limit']:.2f} {one['by']}"
-        table.add_row(f"  {what}", f"{1e3 * seconds:,.3f}", f"{size / 1e6:,.2f}", products[0], f"{size / seconds / 1e9:,.1f}", products[1], fraction)
+        memory = (f"{size / 1e6:,.2f}", f"{size / seconds / 1e9:,.1f}")
+        table.add_row(f"  {what}", f"{1e3 * seconds:,.3f}", memory[0], products[0], memory[1], products[1], fraction)
     return table
 
 

@@ -176,7 +176,8 @@ def _selftest(args: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     with console.status("planting bugs") as status:
-        report = selftest(args.quick, args.names or None, lambda found: status.update(f"{found.name}: {found.case or 'survived or passed'}"))
+        report = selftest(args.quick, args.names or None,
+                          lambda found: status.update(f"{found.name}: {found.case or 'survived or passed'}"))
     if args.json:
         print(json.dumps({**asdict(report), "sound": report.sound}, indent=2))
     else:

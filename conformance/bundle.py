@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as xml
+from xml.etree import ElementTree as ET
 
 from ..errors import ConfigError
 from ..platforms.contract import CONTRACT
@@ -45,14 +45,16 @@ def judgement(results: Sequence[Result], selection: Selection, cases: Sequence[C
     reasons = [f"{one.verdict}: {one.case}" for one in results if one.verdict not in GOOD]
     reasons += [f"stale entry in xfail.toml: {case}" for case in stale]
     reasons += [f"no result: {case}" for case in wanted if not told[case]]
-    reasons += [f"{'more than one result' if case in wanted else 'not asked for'}: {case}" for case, n in told.items() if n > 1 or case not in wanted]
+    reasons += [f"{'more than one result' if case in wanted else 'not asked for'}: {case}"
+                for case, n in told.items() if n > 1 or case not in wanted]
     if not reasons and not counts[Verdict.PASS]:
         reasons = ["no case passed: the platform refused all of them, or excused them"]
     withheld = [f"of the whole list only {selection.partial}"] if selection.partial else []
     withheld += [f"{n:,} results at grade {grade}" for grade, n in sorted(grades.items()) if grade != GRADES[0]]
     if selection.profile is not None:
         withheld += [f"{n:,} {verdict} in a profile, which must pass" for verdict, n in sorted(counts.items()) if verdict != Verdict.PASS]
-    return Judgement(not reasons, not reasons and not withheld, dict(sorted(counts.items())), dict(sorted(grades.items())), tuple(reasons), tuple(withheld))
+    return Judgement(not reasons, not reasons and not withheld, dict(sorted(counts.items())), dict(sorted(grades.items())),
+                     tuple(reasons), tuple(withheld))
 
 
 def write(folder: Path, platform: str, results: Sequence[Result], selection: Selection, stale: Sequence[str] = (),
@@ -62,14 +64,16 @@ def write(folder: Path, platform: str, results: Sequence[Result], selection: Sel
     cases = selection.cases()
     found = judgement(results, selection, cases, stale)
     environment = {
-        "suite": VERSION, "contract": list(CONTRACT), "platform": platform, "selection": asdict(selection), "manifest": manifest_hash(cases),
-        "stale": list(stale), "made_on": list(made_on or [_this_machine()]), "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "suite": VERSION, "contract": list(CONTRACT), "platform": platform, "selection": asdict(selection),
+        "manifest": manifest_hash(cases), "stale": list(stale),
+        "made_on": list(made_on or [_this_machine()]), "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     (folder / RESULTS).write_text("".join(f"{json.dumps(asdict(one), sort_keys=True)}\n" for one in results), encoding="utf-8")
     (folder / JUNIT).write_bytes(_junit(platform, results))
     (folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / VERDICT).write_text(json.dumps(asdict(found), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (folder / SUMS).write_text("".join(f"{_sum(folder / name)}  {name}\n" for name in (RESULTS, JUNIT, ENVIRONMENT, VERDICT)), encoding="utf-8")
+    sums = "".join(f"{_sum(folder / name)}  {name}\n" for name in (RESULTS, JUNIT, ENVIRONMENT, VERDICT))
+    (folder / SUMS).write_text(sums, encoding="utf-8")
     return found
 
 
@@ -91,14 +95,16 @@ def verify(folder: Path) -> Bundle:
     path = folder / ENVIRONMENT
     environment = _read(path, json.loads)
     suite, platform, manifest, stale, made_with = _read(path, lambda _: (
-        *(environment[name] for name in ("suite", "platform", "manifest", "stale")), environment["made_on"][0]["packages"].get("inferplane")))
+        *(environment[name] for name in ("suite", "platform", "manifest", "stale")),
+        environment["made_on"][0]["packages"].get("inferplane")))
     if suite != VERSION:
         raise ConfigError(f"{folder} was made by suite {suite}, and this is {VERSION}; verify it with inferplane {made_with}")
     selection = _read(path, lambda _: Selection(
         **environment["selection"] | {name: tuple(environment["selection"][name]) for name in ("queries", "shard")}))
     cases = selection.cases()
     if manifest_hash(cases) != manifest:
-        raise ConfigError(f"{folder} was asked other cases than this suite has for the same selection; verify it with inferplane {made_with}")
+        raise ConfigError(f"{folder} was asked other cases than this suite has for the same selection; "
+                          f"verify it with inferplane {made_with}")
     results = _read(folder / RESULTS, lambda text: [_result(line) for line in text.splitlines()])
     known = {case.id: case for case in cases}
     for one in results:
@@ -119,8 +125,10 @@ def merge(folders: Sequence[Path], into: Path) -> Judgement:
     first = bundles[0]
     whole = replace(first.selection, shard=(1, 1))
     count = first.selection.shard[1]
-    if any((one.platform, replace(one.selection, shard=(1, 1)), one.selection.shard[1]) != (first.platform, whole, count) for one in bundles):
-        raise ConfigError(f"{', '.join(map(str, folders))} are no shards of one run: they differ in platform, selection or number of shards")
+    asked = [(one.platform, replace(one.selection, shard=(1, 1)), one.selection.shard[1]) for one in bundles]
+    if any(one != (first.platform, whole, count) for one in asked):
+        raise ConfigError(f"{', '.join(map(str, folders))} are no shards of one run: "
+                          "they differ in platform, selection or number of shards")
     shards = Counter(one.selection.shard[0] for one in bundles)
     if wrong := [k for k in range(1, count + 1) if shards[k] != 1]:
         raise ConfigError(f"of {count} shards each is needed once; missing or given twice: {', '.join(map(str, wrong))}")
@@ -184,17 +192,19 @@ def _junit(platform: str, results: Sequence[Result]) -> bytes:
     """Each failure with the command that replays it; each refusal, excuse or measurement with its words."""
     counts = Counter(one.verdict for one in results)
     failures, errors = counts[Verdict.FAIL] + counts[Verdict.XPASS], counts[Verdict.ERROR] + counts[Verdict.TIMEOUT]
-    suite = xml.Element("testsuite", name=f"inferplane.conformance.{platform}", tests=str(len(results)), failures=str(failures), errors=str(errors))
+    suite = ET.Element("testsuite", name=f"inferplane.conformance.{platform}", tests=str(len(results)),
+                       failures=str(failures), errors=str(errors))
     for one in results:
-        case = xml.SubElement(suite, "testcase", classname=one.feature, name=one.case, time=f"{one.seconds:.4f}")
+        case = ET.SubElement(suite, "testcase", classname=one.feature, name=one.case, time=f"{one.seconds:.4f}")
         if one.verdict not in GOOD:
             kind = "error" if one.verdict in (Verdict.ERROR, Verdict.TIMEOUT) else "failure"
-            xml.SubElement(case, kind, message=str(one.verdict)).text = _printable(f"{one.detail}\n{replay(platform, one.case)}")
+            ET.SubElement(case, kind, message=str(one.verdict)).text = _printable(f"{one.detail}\n{replay(platform, one.case)}")
         elif one.verdict != Verdict.PASS or one.detail:
-            xml.SubElement(case, "system-out").text = _printable(f"{one.verdict}: {one.detail}")
-    return xml.tostring(suite, encoding="utf-8", xml_declaration=True)
+            ET.SubElement(case, "system-out").text = _printable(f"{one.verdict}: {one.detail}")
+    return ET.tostring(suite, encoding="utf-8", xml_declaration=True)
 
 
 def _printable(text: str) -> str:
     """Without the characters that XML cannot hold."""
-    return "".join(sign for sign in text if sign in "\t\n" or 32 <= ord(sign) < 0xD800 or 0xE000 <= ord(sign) < 0xFFFE or ord(sign) > 0xFFFF)
+    return "".join(sign for sign in text
+                   if sign in "\t\n" or 32 <= ord(sign) < 0xD800 or 0xE000 <= ord(sign) < 0xFFFE or ord(sign) > 0xFFFF)

@@ -95,9 +95,8 @@ class Family:
         if not self.axes:
             yield Case(Address(self.name), self)
             return
-        for row in covering(self.axes):
-            if self.valid(Params(row)):
-                yield Case(Address(self.name, tuple(row.items())), self)
+        for row in covering(self.axes, lambda row: self.valid(Params(row))):
+            yield Case(Address(self.name, tuple(row.items())), self)
 
     def case(self, address: Address) -> Case:
         """The case of any address of this family, one of the covering array or not."""

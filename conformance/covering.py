@@ -1,16 +1,47 @@
 """Covering arrays: few rows in which any three parameters meet in all their values."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations, product
 
 import numpy as np
 
 STRENGTH = 3
+Row = dict[str, str]
 
 
-def covering(axes: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    """Rows over `axes` such that every triple of values of every three axes occurs; the same rows each time.
+def covering(axes: Mapping[str, Sequence[str]], valid: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+    """Valid rows over `axes` in which every triple of values occurs that any valid row has; the same rows each time."""
+    array = _array(axes)
+    rows = [row for row in array if valid(row)]
+    if len(rows) < len(array):
+        met = {triple for row in rows for triple in _triples(row)}
+        for triple in _triples_of(axes):
+            if triple not in met and (row := _completed(triple, axes, valid)):
+                rows.append(row)
+                met.update(_triples(row))
+    return rows
+
+
+def _triples(row: Row) -> Iterator[tuple[tuple[str, str], ...]]:
+    return combinations(row.items(), STRENGTH)
+
+
+def _triples_of(axes: Mapping[str, Sequence[str]]) -> Iterator[tuple[tuple[str, str], ...]]:
+    for names in combinations(axes, STRENGTH):
+        for values in product(*(axes[name] for name in names)):
+            yield tuple(zip(names, values, strict=True))
+
+
+def _completed(triple: tuple[tuple[str, str], ...], axes: Mapping[str, Sequence[str]], valid: Callable[[Row], bool]) -> Row | None:
+    """The first valid row that has these values."""
+    fixed = dict(triple)
+    rows = product(*((fixed[name],) if name in fixed else values for name, values in axes.items()))
+    return next((row for values in rows if valid(row := dict(zip(axes, values, strict=True)))), None)
+
+
+def _array(axes: Mapping[str, Sequence[str]]) -> list[Row]:
+    """Rows in which every triple of values of every three axes occurs.
 
     Bush's orthogonal array (1952) over the prime field GF(p): row (a, b, c) has a + b x + c x^2 in column x, so any three
     columns determine the polynomial and meet in all p^3 ways. Axes with fewer values than p take them modulo their size.

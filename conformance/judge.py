@@ -113,7 +113,8 @@ def check_memory(problem: Problem, answer: Answer) -> None:
         problem.spec.reference(*arguments)
     for name, array in answer.blocks.items():
         wanted = getattr(cell, name)
-        for what, mask in (("a slot that was to be written", problem.paged.written), ("a slot that was not its to write", ~problem.paged.written)):
+        written = problem.paged.written
+        for what, mask in (("a slot that was to be written", written), ("a slot that was not its to write", ~written)):
             places = mask.copy()
             places[0] = False
             found, right = (values.transpose(0, 2, 1, 3)[places] for values in (array, wanted))

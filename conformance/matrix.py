@@ -75,7 +75,8 @@ def matrix(bundles: Sequence[Bundle]) -> Matrix:
             one = Cell(Counter([result.verdict]), result.grade)
             cells[row, platform] = cells[row, platform] + one if (row, platform) in cells else one
     columns = tuple(dict.fromkeys(bundle.platform for bundle in bundles))
-    failures = {column: [one for (platform, _), one in told.items() if platform == column and one.verdict not in GOOD] for column in columns}
+    failures = {column: [one for (platform, _), one in told.items() if platform == column and one.verdict not in GOOD]
+                for column in columns}
     return Matrix(columns, tuple(sorted({(result.level, result.feature) for result in told.values()})), cells, failures)
 
 
@@ -164,7 +165,8 @@ def _card(bundle: Bundle) -> str:
 def _failures(platform: str, failures: Sequence[Result]) -> str:
     if not failures:
         return ""
-    shown = "".join(f"<li><code>{escape(one.case)}</code><p>{escape(f'{one.verdict}: {one.detail}')}</p></li>" for one in failures[:SHOWN_FAILURES])
+    shown = "".join(f"<li><code>{escape(one.case)}</code><p>{escape(f'{one.verdict}: {one.detail}')}</p></li>"
+                    for one in failures[:SHOWN_FAILURES])
     more = f"<p>and {len(failures) - SHOWN_FAILURES:,} more, in its bundle</p>" if len(failures) > SHOWN_FAILURES else ""
     return f"<details><summary>{escape(platform)}: {len(failures):,} cases that did not end well</summary><ul>{shown}</ul>{more}</details>"
 
@@ -178,9 +180,11 @@ STYLE = """
 body { margin: 0 auto; max-width: 90rem; padding: 1.5rem 1rem 3rem; color: var(--ink); background: var(--paper);
   font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.4rem; margin: 0 0 .25rem; } p { margin: 0; color: var(--dim); }
-.good .mark { color: var(--good); } .part .mark { color: var(--part); } .bad .mark { color: var(--bad); } .none .mark { color: var(--none); }
+.good .mark { color: var(--good); } .part .mark { color: var(--part); }
+.bad .mark { color: var(--bad); } .none .mark { color: var(--none); }
 .mark { display: inline-block; width: 1.1em; font-weight: 700; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .5rem; list-style: none; padding: 0; margin: 1rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .5rem;
+  list-style: none; padding: 0; margin: 1rem 0; }
 .cards li { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; font-size: .85rem; }
 .cards b { font-size: 1rem; } .cards b + p { color: var(--ink); }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; color: var(--dim); font-size: .85rem; }

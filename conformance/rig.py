@@ -84,7 +84,8 @@ class Rig:
 
         def step(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
             arrays = tuple(_inner(array) if wide else array for array, wide in zip(weights["arrays"], wides, strict=True))
-            given = {Given.WEIGHT: weights["weight"], Given.BATCH: batch, Given.SAMPLING: sampling, Given.CELL: state[0], Given.STATE: state}
+            given = {Given.WEIGHT: weights["weight"], Given.BATCH: batch, Given.SAMPLING: sampling, Given.CELL: state[0],
+                     Given.STATE: state}
             result = problem.view(kernel.run(spec, *problem.fill(given, arrays)))
             return tuple(part for part in (result if isinstance(result, tuple) else (result,)) if part is not None)
 
@@ -116,8 +117,10 @@ class Rig:
         if problem.last_token is not None:
             state.last_token = self.platform.put(problem.last_token.copy())
         if paged is not None:
-            canonical = {name: array.transpose(1, 0, 2, 3).reshape(1, array.shape[1], -1, array.shape[3]) for name, array in paged.arrays.items()}
-            self.platform.write_blocks(state, 0, range(count), {name: np.repeat(array, layers, axis=0) for name, array in canonical.items()})
+            canonical = {name: array.transpose(1, 0, 2, 3).reshape(1, array.shape[1], -1, array.shape[3])
+                         for name, array in paged.arrays.items()}
+            blocks = {name: np.repeat(array, layers, axis=0) for name, array in canonical.items()}
+            self.platform.write_blocks(state, 0, range(count), blocks)
         return state
 
     def blocks(self, problem: Problem, state: Any) -> dict[str, Array]:
@@ -157,7 +160,8 @@ def expect_same(what: str, found: Sequence[Array], expected: Sequence[Array]) ->
     """Raise `Failed` unless all bits agree."""
     for place, (a, b) in enumerate(zip(found, expected, strict=True)):
         if not _same(a, b):
-            differing = "shape or dtype" if a.shape != b.shape or a.dtype != b.dtype else f"{int(np.sum(_bits(a) != _bits(b)))} of {a.size} values"
+            unlike = a.shape != b.shape or a.dtype != b.dtype
+            differing = "shape or dtype" if unlike else f"{int(np.sum(_bits(a) != _bits(b)))} of {a.size} values"
             raise Failed(f"{what}: result {place} differs in {differing}")
 
 

@@ -39,7 +39,8 @@ class Result:
     seconds: float
 
 
-def run(platform: str, cases: Sequence[Case], excuses: dict[str, Excuse], *, timeout_seconds: float = 120.0, today: date | None = None) -> Iterator[Result]:
+def run(platform: str, cases: Sequence[Case], excuses: dict[str, Excuse], *, timeout_seconds: float = 120.0,
+        today: date | None = None) -> Iterator[Result]:
     """Each case in turn, in a worker process that is replaced when it hangs or dies."""
     worker = _Worker(platform)
     try:
@@ -100,7 +101,8 @@ class _Worker:
             self.process.join(5)
             code = self.process.exitcode
             self.stop()
-            return Outcome(Verdict.ERROR, f"the process died with {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"), self.grade
+            end = f"signal {-code}" if code and code < 0 else f"exit code {code}"
+            return Outcome(Verdict.ERROR, f"the process died with {end}"), self.grade
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")

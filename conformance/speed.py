@@ -66,7 +66,8 @@ class Speed:
 
     def __str__(self) -> str:
         told = "limits unknown" if self.of_limit is None else f"{self.of_limit:.2f} of the limit by {self.by}"
-        return f"{told}; {1e3 * self.seconds:.3f} ms, {self.bytes / self.seconds / 1e9:.1f} GB/s, {self.flops / self.seconds / 1e9:.0f} GFLOP/s"
+        rates = f"{self.bytes / self.seconds / 1e9:.1f} GB/s, {self.flops / self.seconds / 1e9:.0f} GFLOP/s"
+        return f"{told}; {1e3 * self.seconds:.3f} ms, {rates}"
 
 
 def measure(rig: Rig, work: Work, limits: Limits) -> Speed:

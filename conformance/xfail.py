@@ -50,7 +50,8 @@ def excuses(platform: type[Platform]) -> dict[str, Excuse]:
 
 def _excuse(entry: Any) -> Excuse | None:
     match entry:
-        case {"case": str(case), "reason": str(reason), "expires": date() as day} if len(entry) == 3 and type(day) is date and len(reason.strip()) >= 10:
+        case {"case": str(case), "reason": str(reason), "expires": date() as day} if (
+                len(entry) == 3 and type(day) is date and len(reason.strip()) >= 10):
             return Excuse(case, reason, day)
         case _:
             return None
@@ -65,7 +66,8 @@ def excused(outcome: Outcome, excuse: Excuse | None, today: date) -> Outcome:
     if outcome.verdict is not Verdict.FAIL and outcome.verdict is not Verdict.ERROR:
         return outcome
     if today > excuse.expires:
-        return Outcome(outcome.verdict, f"{outcome.detail} [the excuse in {FILE} expired on {excuse.expires}: {excuse.reason}]", outcome.kernels)
+        expired = f"the excuse in {FILE} expired on {excuse.expires}: {excuse.reason}"
+        return Outcome(outcome.verdict, f"{outcome.detail} [{expired}]", outcome.kernels)
     return Outcome(Verdict.XFAIL, f"{excuse.reason} (until {excuse.expires}): {outcome.detail}", outcome.kernels)
 
 

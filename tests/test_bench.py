@@ -9,13 +9,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from inferplane.conformance.limits import Limits, measure_limits, typical
 from inferplane.bench.report import show
 from inferplane.bench.roofline import COMPUTE, MEMORY, Cost, bound, cost
 from inferplane.bench.run import Plan, run_throughput
 from inferplane.bench.shapes import SHAPES, SPREAD, RandomWeights
 from inferplane.bench.work import WORKS, Work, parse_works
 from inferplane.cli import main
+from inferplane.conformance.limits import Limits, measure_limits, typical
 from inferplane.core.models import model_class
 from inferplane.errors import ConfigError
 from inferplane.platforms import registry

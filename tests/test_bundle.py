@@ -65,7 +65,8 @@ def test_a_bundle_is_read_as_it_was_written(folder: Path, results: list[Result])
     found = bundle.verify(folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     assert (found.results, found.platform, found.selection) == (results, "reference", ASKED)
-    assert found.judgement.passed and found.judgement.counts == {"pass": len(results)} and found.judgement.grades == {"device": len(results)}
+    assert found.judgement.passed
+    assert found.judgement.counts == {"pass": len(results)} and found.judgement.grades == {"device": len(results)}
 
 
 def test_the_environment_says_what_is_listed_and_nobody_s_name(folder: Path) -> None:
@@ -80,7 +81,8 @@ def test_the_environment_says_what_is_listed_and_nobody_s_name(folder: Path) -> 
 
 def test_junit_xml_has_each_case_and_its_end(results: list[Result], tmp_path: Path) -> None:
     ends = [Verdict.FAIL, Verdict.ERROR, Verdict.TIMEOUT, Verdict.XPASS, Verdict.UNSUPPORTED, Verdict.XFAIL]
-    told = [replace(one, verdict=end, detail="a < b & \x00\x1b[31m]]>") for one, end in zip(results, ends, strict=False)] + results[len(ends):]
+    told = [replace(one, verdict=end, detail="a < b & \x00\x1b[31m]]>") for one, end in zip(results, ends, strict=False)]
+    told += results[len(ends):]
     bundle.write(tmp_path, "acme:mode=<1>", told, ASKED)
     suite = ET.fromstring((tmp_path / JUNIT).read_text())
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(results)), "2", "2")
@@ -114,7 +116,8 @@ def test_a_certificate_is_whole_and_from_the_device(results: list[Result]) -> No
     cases = ASKED.cases()
     whole = Selection()
     assert bundle.judgement(results, whole, cases, ()).certificate
-    for partial, said in ((ASKED, "only what lookup.derive"), (Selection(quick=True), "only the quick list"), (Selection(shard=(1, 2)), "only shard 1/2")):
+    for partial, said in ((ASKED, "only what lookup.derive"), (Selection(quick=True), "only the quick list"),
+                          (Selection(shard=(1, 2)), "only shard 1/2")):
         found = bundle.judgement(results, partial, cases, ())
         assert found.passed and not found.certificate and said in found.withheld[0]
     interpreted = [replace(results[0], grade="interpreted"), *results[1:]]
@@ -293,7 +296,8 @@ def test_commands_verify_merge_and_show(shards: list[Path], tmp_path: Path, caps
     said = capsys.readouterr().out
     assert "is as it was written: reference passed 18 cases (18 pass); certificate: no, of the whole list only what lookup.derive" in said
     assert main(["conformance", "verify", merged, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {**json.loads(json.dumps(asdict(bundle.verify(Path(merged)).judgement))), "platform": "reference"}
+    found = json.loads(json.dumps(asdict(bundle.verify(Path(merged)).judgement)))
+    assert json.loads(capsys.readouterr().out) == {**found, "platform": "reference"}
     assert main(["conformance", "matrix", merged, str(shards[0]), "-o", str(tmp_path / "matrix")]) == 0
     assert (tmp_path / "matrix" / "matrix.html").is_file() and "18/18" in (tmp_path / "matrix" / "matrix.md").read_text()
 

@@ -73,7 +73,8 @@ def run_linear(x, packed, widths, out_dtype=None, biases=None):
 
 # --- linear -------------------------------------------------------------------------------------------------------
 
-SHAPES = [(1, 64, 64), (2, 128, 64), (3, 65, 70), (4, 1, 1), (5, 7, 129), (7, 300, 33), (16, 512, 96), (48, 258, 200), (130, 131, 65), (517, 96, 80)]
+SHAPES = [(1, 64, 64), (2, 128, 64), (3, 65, 70), (4, 1, 1), (5, 7, 129), (7, 300, 33), (16, 512, 96), (48, 258, 200), (130, 131, 65),
+          (517, 96, 80)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
@@ -202,8 +203,13 @@ class Paged:
 def naive_attention(paged, q, *, scale=0.125, window=0, softcap=0.0, sinks=None, work=np.float64):
     """[tokens, heads, value_dim]; sums run in order in float32 (or float64) and each step is rounded to `work`."""
     inner = np.float64 if work is np.float64 else np.float32
-    cast = lambda a: np.asarray(a, inner).astype(work).astype(inner)
-    total_of = lambda a, axis: np.cumsum(a, axis=axis, dtype=inner).take(-1, axis=axis)
+
+    def cast(a):
+        return np.asarray(a, inner).astype(work).astype(inner)
+
+    def total_of(a, axis):
+        return np.cumsum(a, axis=axis, dtype=inner).take(-1, axis=axis)
+
     out = np.zeros((*q.shape[:2], paged.v_cache.shape[3]), np.float64)
     group = q.shape[1] // paged.k_cache.shape[1]
     for row, (start, stop) in enumerate(pairwise(paged.starts)):
@@ -256,7 +262,8 @@ def test_attention_errs_no_more_than_twice_a_naive_evaluation(path, dtype, geome
     assert_as_good_as_naive(paged.run(q), paged, q)
 
 
-OPTIONS = {"window-1": dict(window=1), "window-16": dict(window=16), "window-63": dict(window=63), "window-64": dict(window=64), "window-65": dict(window=65),
+OPTIONS = {"window-1": dict(window=1), "window-16": dict(window=16), "window-63": dict(window=63),
+           "window-64": dict(window=64), "window-65": dict(window=65),
            "softcap": dict(softcap=5.0), "all": dict(window=20, softcap=3.0)}
 
 
@@ -450,7 +457,8 @@ def test_rope_turns_pairs_by_position(path, dtype, dims, interleaved):
     first, second = (slice(0, turned, 2), slice(1, turned, 2)) if interleaved else (slice(0, half), slice(half, turned))
     x64 = x.astype(np.float64)
     expected, magnitude = x64.copy(), np.abs(x64)
-    expected[..., first], expected[..., second] = x64[..., first] * cos - x64[..., second] * sin, x64[..., second] * cos + x64[..., first] * sin
+    expected[..., first] = x64[..., first] * cos - x64[..., second] * sin
+    expected[..., second] = x64[..., second] * cos + x64[..., first] * sin
     magnitude[..., :turned] = np.abs(x64[..., :turned]).max(-1, keepdims=True) * 2
     assert_within(out.check(), expected, 4, magnitude)
     native.rope(x, positions, table, interleaved, x)
@@ -595,8 +603,9 @@ def run_sample(logits, **rows):
 
 FILTERS = {
     "plain": {}, "hot": dict(temperature=3.0), "cold": dict(temperature=0.05), "greedy": dict(temperature=0.0), "top-k-1": dict(top_k=1),
-    "top-k-50": dict(top_k=50), "top-k-off": dict(top_k=-1), "top-k-vocab": dict(top_k=10**6), "top-p": dict(top_p=0.9), "top-p-0": dict(top_p=0.0),
-    "top-p-wide": dict(top_p=0.999, temperature=2.0), "min-p": dict(min_p=0.1), "all": dict(top_k=40, top_p=0.8, min_p=0.05, temperature=0.7),
+    "top-k-50": dict(top_k=50), "top-k-off": dict(top_k=-1), "top-k-vocab": dict(top_k=10**6),
+    "top-p": dict(top_p=0.9), "top-p-0": dict(top_p=0.0), "top-p-wide": dict(top_p=0.999, temperature=2.0),
+    "min-p": dict(min_p=0.1), "all": dict(top_k=40, top_p=0.8, min_p=0.05, temperature=0.7),
 }
 
 
@@ -678,6 +687,12 @@ def test_wrong_arguments_raise_a_value_error_that_says_what_was_expected():
     cache, ids = np.zeros((4, 2, 16, 8), np.float32), np.zeros(2, np.int32)
     q, kv = np.zeros((2, 4, 8), np.float32), np.zeros((2, 2, 8), np.float32)
     starts, table = np.array([0, 2], np.int32), np.zeros((1, 2), np.int32)
+    constant = np.frombuffer(bytes(40), np.float32).reshape(2, 5)
+
+    def attend(q, table, starts, length, window=0):
+        lengths = np.array([length], np.int32)
+        native.attention(q, cache, cache, q.copy(), table, starts, lengths, 1.0, window, 0.0, None)
+
     cases = [
         (lambda: native.linear(x.astype(BF16), packed, out, None), "bytes"),
         (lambda: native.linear(x, packed, np.zeros((3, 5), np.float32), None), "expected the shape"),
@@ -687,19 +702,19 @@ def test_wrong_arguments_raise_a_value_error_that_says_what_was_expected():
         (lambda: native.linear(x, packed, (), None), "no outputs"),
         (lambda: native.linear(x, packed, out, (None, None)), "entries"),
         (lambda: native.linear([1], packed, out, None), "not a NumPy array"),
-        (lambda: native.linear(x, packed, np.broadcast_to(np.float32(0), (2, 5)).copy().view() if False else np.frombuffer(bytes(40), np.float32).reshape(2, 5), None), "read-only"),
+        (lambda: native.linear(x, packed, constant, None), "read-only"),
         (lambda: native.pack_part(packed, 5, 3, np.zeros((4, 8), np.float32)), "do not fit"),
         (lambda: native.pack_linear([]), "no parts"),
         (lambda: native.pack_linear([x, np.zeros((2, 9), np.float32)]), "expected the shape"),
         (lambda: native.write_kv(kv, kv, cache, cache, np.array([0, 64], np.int32)), "64 slots"),
         (lambda: native.write_kv(kv, kv, cache, cache, np.array([0, -1], np.int32)), "64 slots"),
         (lambda: native.write_kv(kv.astype(BF16), kv, cache, cache, ids), "expected float32"),
-        (lambda: native.attention(q, cache, cache, q.copy(), table, starts, np.array([1], np.int32), 1.0, 0, 0.0, None), "2 queries but the length 1"),
-        (lambda: native.attention(q, cache, cache, q.copy(), table, starts, np.array([33], np.int32), 1.0, 0, 0.0, None), "beyond its table"),
-        (lambda: native.attention(q, cache, cache, q.copy(), table + 4, starts, np.array([9], np.int32), 1.0, 0, 0.0, None), "names block 4"),
-        (lambda: native.attention(q, cache, cache, q.copy(), table, starts + 1, np.array([9], np.int32), 1.0, 0, 0.0, None), "starts run from"),
-        (lambda: native.attention(q[:, :3].copy(), cache, cache, q[:, :3].copy(), table, starts, np.array([9], np.int32), 1.0, 0, 0.0, None), "do not divide"),
-        (lambda: native.attention(q, cache, cache, q.copy(), table, starts, np.array([9], np.int32), 1.0, -1, 0.0, None), "window"),
+        (lambda: attend(q, table, starts, 1), "2 queries but the length 1"),
+        (lambda: attend(q, table, starts, 33), "beyond its table"),
+        (lambda: attend(q, table + 4, starts, 9), "names block 4"),
+        (lambda: attend(q, table, starts + 1, 9), "starts run from"),
+        (lambda: attend(q[:, :3].copy(), table, starts, 9), "do not divide"),
+        (lambda: attend(q, table, starts, 9, window=-1), "window"),
         (lambda: native.rms_norm(x, np.zeros(7, np.float32), 1e-5, 0.0, x), "expected the shape"),
         (lambda: native.rope(q, np.array([0, 9], np.int32), np.zeros((9, 8), np.float32), False, q), "positions"),
         (lambda: native.rope(q, ids, np.zeros((9, 10), np.float32), False, q), "pairs"),

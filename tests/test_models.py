@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inferplane.conformance.verify import verify
 from inferplane.core.checkpoint import Checkpoint
 from inferplane.core.loader import Loaded, LoadOptions, load
 from inferplane.core.models import model_class
 from inferplane.core.score import logits
 from inferplane.core.trace import trace
-from inferplane.conformance.verify import verify
 from inferplane.errors import CheckpointError, ModelError, ModelNotFound
 from inferplane.model_zoo.base import Model
 from inferplane.model_zoo.llama import Llama

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-
 from inferplane import LLM, SamplingParams
 from inferplane.core.kv.salt import Salt
 from inferplane.core.transfer import export_prefix, import_prefix

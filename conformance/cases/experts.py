@@ -12,7 +12,8 @@ from .make import DTYPE, YES_NO, judged, values
 
 def _router(params: Params, random: np.random.Generator) -> Problem:
     experts, tokens = params.int("experts"), params.int("tokens")
-    spec = Router(experts=Dim(experts, "experts"), top_k=params.int("top_k"), renormalize=params.flag("renormalize"), sigmoid=params.flag("sigmoid"))
+    spec = Router(experts=Dim(experts, "experts"), top_k=params.int("top_k"), renormalize=params.flag("renormalize"),
+                  sigmoid=params.flag("sigmoid"))
     logits = values(random, (tokens, experts), "float32")
     if params.flag("ties"):
         logits = np.round(logits)
@@ -26,7 +27,8 @@ def _moe(params: Params, random: np.random.Generator) -> Problem:
     used = {"all": experts, "one": 1, "few": max(top_k, experts // 2)}[params["spread"]]
     chosen = np.stack([random.permutation(max(used, top_k))[:top_k] for _ in range(tokens)]) if tokens else np.zeros((0, top_k))
     weights = random.dirichlet(np.ones(top_k), tokens).reshape(tokens, top_k).astype(np.float32)
-    weight = (values(random, (experts, mlp, embed), dtype), values(random, (experts, mlp, embed), dtype), values(random, (experts, embed, mlp), dtype))
+    weight = (values(random, (experts, mlp, embed), dtype), values(random, (experts, mlp, embed), dtype),
+              values(random, (experts, embed, mlp), dtype))
     return Problem(
         spec, (values(random, (tokens, embed), dtype), chosen.astype(np.int32), weights, Given.WEIGHT, Given.BATCH),
         weight=weight, naive=naive.moe(spec),

@@ -14,7 +14,8 @@ SIZES = ("1", "2", "7", "16", "31", "33", "64", "65", "96", "130", "257")
 def _build(params: Params, random: np.random.Generator) -> Problem:
     dtype, inputs, count = params["dtype"], params.int("k"), params.int("outputs")
     outputs = tuple(Dim(max(1, params.int("n") - 3 * place)) for place in range(count))
-    spec = Linear(input=Dim(inputs), outputs=outputs, dtype=dtype, bias=params.flag("bias"), out_dtype=None if params["out"] == "same" else params["out"])
+    spec = Linear(input=Dim(inputs), outputs=outputs, dtype=dtype, bias=params.flag("bias"),
+                  out_dtype=None if params["out"] == "same" else params["out"])
     x = values(random, (params.int("m"), inputs), dtype, params["values"])
     weight = [values(random, (out.size, inputs), dtype) for out in outputs]
     if params["values"] == "cancel" and inputs > 1:

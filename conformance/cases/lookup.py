@@ -51,5 +51,7 @@ FAMILIES = [
         "dtype": DTYPE, "rows": ("1", "2", "17", "130"), "size": ("1", "7", "64", "130"),
         "samples": ("0", "1", "4", "19"), "ids": IDS, "values": ("normal", "special"),
     }, judged(_take_rows)),
-    Family("lookup.derive", 1, {"tokens": ("1", "2", "17", "256"), "slots": ("1", "4", "256"), "late": ("none", "some", "all")}, judged(_derive)),
+    Family("lookup.derive", 1, {
+        "tokens": ("1", "2", "17", "256"), "slots": ("1", "4", "256"), "late": ("none", "some", "all"),
+    }, judged(_derive)),
 ]

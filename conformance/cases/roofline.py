@@ -93,6 +93,8 @@ def _attention(params: Params, random: np.random.Generator) -> Work:
 
 
 FAMILIES = [
-    Family("roofline.linear", 5, {"m": ("1", "16", "48", "512"), "model": tuple(SHAPES), "layer": ("down",), "dtype": ("bfloat16",)}, _timed(_linear)),
+    Family("roofline.linear", 5, {
+        "m": ("1", "16", "48", "512"), "model": tuple(SHAPES), "layer": ("down",), "dtype": ("bfloat16",),
+    }, _timed(_linear)),
     Family("roofline.attention", 5, {"batch": tuple(ROWS), "model": tuple(SHAPES), "dtype": ("bfloat16",)}, _timed(_attention)),
 ]

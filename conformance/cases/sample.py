@@ -6,7 +6,7 @@ import numpy as np
 from ...ops import BatchShape, Dim, Sample, empty
 from ..case import Family, Params
 from ..problem import Given, Problem
-from .make import YES_NO, judged
+from .make import judged
 
 TEMPERATURES = ("0", "0.3", "1", "1.7", "mixed")
 

@@ -22,7 +22,8 @@ def _write(params: Params, random: np.random.Generator) -> Problem:
     heads, block = params.int("heads"), params.int("block")
     key_dim, value_dim = params.pair("dim")
     dtype, rows = params["dtype"], BATCHES[params["batch"]]
-    made = ragged(random, rows, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, block_tokens=block, dtype=dtype, order=params["order"])
+    made = ragged(random, rows, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, block_tokens=block, dtype=dtype,
+                  order=params["order"])
     tokens = sum(count for count, _ in rows)
     k, v = (values(random, (tokens, heads, dim), dtype, params["values"]) for dim in (key_dim, value_dim))
     spec = WriteKV(kv_heads=Dim(heads, "kv_heads"), key_dim=key_dim, value_dim=value_dim, dtype=dtype)

@@ -72,7 +72,8 @@ def _half_table(array: Array, table: Array, seen: Array) -> Array:
 
 PAGES = [
     way("table_taken_as_ascending", "flashinfer #3219", load=lambda a, t, s: page(a, np.minimum(t[:1] + np.arange(len(t)), len(a) - 1), s)),
-    way("heads_and_tokens_swapped_in_strides", "aiter #3498", load=_flat(lambda a: (_strides(a)[0], a.shape[-1], a.shape[1] * a.shape[-1]))),
+    way("heads_and_tokens_swapped_in_strides", "aiter #3498",
+        load=_flat(lambda a: (_strides(a)[0], a.shape[-1], a.shape[1] * a.shape[-1]))),
     call("values_with_the_stride_of_keys", "aiter #3498", _key_stride),
     way("offsets_in_too_few_bits", "vLLM #47671, emulated with 16 bits", load=_flat(_strides, 2**16)),
     way("signed_offsets_overflow", "aiter #4427, emulated with 15 bits and a sign",
@@ -132,7 +133,8 @@ MASKS = [
     way("not_causal_within_a_tile", OURS, visible=lambda spec, at, seen: _window()(spec, at // 16 * 16 + 15, seen)),
     way("not_causal_in_short_prefill", OURS, visible=_both_ways),
     way("cached_prefix_forgotten", "tenstorrent/vllm #415", positions=lambda queries, length: np.arange(queries)),
-    way("prefix_seen_one_short", OURS, positions=lambda queries, length: np.arange(length - queries, length) - int(queries > 1 and length > queries)),
+    way("prefix_seen_one_short", OURS,
+        positions=lambda queries, length: np.arange(length - queries, length) - int(queries > 1 and length > queries)),
     way("last_tile_dropped", OURS, tiles=lambda first, stop, keys: range(first, max(first + 1, stop // keys * keys), keys)),
     way("first_tile_of_long_rows_dropped", OURS, tiles=lambda first, stop, keys: range(first + 16 * (stop - first > 64), stop, keys)),
 ]
@@ -158,7 +160,8 @@ def _late_cap(spec: Attention, *arrays: Any) -> Array:
     if spec.softcap is None:
         return attend(RIGHT, spec, *arrays)
     cap = np.float32(spec.softcap)
-    return attend(replace(RIGHT, score=_capped_after_masking, hide=lambda s, mask: cap * np.tanh(np.where(mask, s, -np.inf) / cap)), spec, *arrays)
+    wrong = replace(RIGHT, score=_capped_after_masking, hide=lambda s, mask: cap * np.tanh(np.where(mask, s, -np.inf) / cap))
+    return attend(wrong, spec, *arrays)
 
 
 def _cap_before_scale(spec: Attention, raw: Array) -> Array:
@@ -228,7 +231,8 @@ def _empty_rows_not_counted(spec: Attention, q: Array, cell: Any, batch: Any, *r
 def _stale_lengths(spec: Attention, q: Array, cell: Any, batch: Any, *rest: Any) -> Array:
     """Decoding rows still have the length that they had before the step."""
     single = np.diff(batch.starts) == 1
-    return attend(RIGHT, spec, q, cell, batch._replace(lengths=np.where(single & (batch.lengths > 1), batch.lengths - 1, batch.lengths)), *rest)
+    lengths = np.where(single & (batch.lengths > 1), batch.lengths - 1, batch.lengths)
+    return attend(RIGHT, spec, q, cell, batch._replace(lengths=lengths), *rest)
 
 
 def _one_query_each(spec: Attention, q: Array, cell: Any, batch: Any, *rest: Any) -> Array:
@@ -253,11 +257,16 @@ def _cleaning(spec: Attention, q: Array, cell: Any, batch: Any, *rest: Any) -> A
     return out
 
 
+def _groups_of_a_power_of_two(spec: Attention) -> Array:
+    group = spec.heads.size // spec.kv_heads.size
+    return np.arange(spec.heads.size) // 2 ** (group.bit_length() - 1) % spec.kv_heads.size
+
+
 ROWS = [
     way("kv_head_by_remainder", OURS, kv_head=lambda spec: np.arange(spec.heads.size) % spec.kv_heads.size),
     way("kv_head_clipped", OURS, kv_head=lambda spec: np.minimum(np.arange(spec.heads.size), spec.kv_heads.size - 1)),
     way("kv_head_with_groups_of_a_power_of_two", OURS,
-        kv_head=lambda spec: np.arange(spec.heads.size) // 2 ** ((spec.heads.size // spec.kv_heads.size).bit_length() - 1) % spec.kv_heads.size),
+        kv_head=_groups_of_a_power_of_two),
     call("dims_past_32s_dropped", "sglang #39626", _no_dim_tail),
     call("value_dims_past_32s_dropped", "triton #630", _no_value_tail),
     call("last_queries_not_written", OURS, _no_query_tail),

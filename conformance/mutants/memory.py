@@ -87,7 +87,8 @@ def _whole_blocks(spec: WriteKV, k: Array, v: Array, cell: Any, batch: Any) -> N
 
 
 def _contiguous(array: Array) -> Array:
-    start = array.base if isinstance(array.base, np.ndarray) and array.base.dtype == array.dtype and array.base.size >= array.size else array
+    base = array.base
+    start = base if isinstance(base, np.ndarray) and base.dtype == array.dtype and base.size >= array.size else array
     return np.ascontiguousarray(start).reshape(-1)[: array.size].reshape(array.shape)
 
 
@@ -108,14 +109,17 @@ WRITES = [
     writer("last_token_not_written", OURS, tokens=lambda slots, all_: all_[: max(1, len(all_) - 1)]),
     writer("tokens_past_16s_not_written", OURS, tokens=lambda slots, all_: all_ if len(all_) < 16 else all_[: len(all_) // 16 * 16]),
     writer("blocks_of_16_hard_coded", OURS, slots=lambda rows, size: rows.slots // 16 * size + rows.slots % 16 % size),
-    writer("first_slot_of_a_block_in_the_one_before", "block edge", slots=lambda rows, size: np.where((rows.slots % size == 0) & (rows.slots >= size), rows.slots - 1, rows.slots)),
-    writer("last_slot_of_a_block_in_the_next", "block edge", slots=lambda rows, size: np.where(rows.slots % size == size - 1, rows.slots + 1, rows.slots)),
+    writer("first_slot_of_a_block_in_the_one_before", "block edge",
+           slots=lambda rows, size: np.where((rows.slots % size == 0) & (rows.slots >= size), rows.slots - 1, rows.slots)),
+    writer("last_slot_of_a_block_in_the_next", "block edge",
+           slots=lambda rows, size: np.where(rows.slots % size == size - 1, rows.slots + 1, rows.slots)),
     writer("slot_0_of_a_block_taken_for_padding", OURS, tokens=lambda slots, all_: all_[slots % 16 != 0]),
     writer("slots_one_late", "stale slot", slots=lambda rows, size: np.roll(rows.slots, 1)),
     writer("slots_taken_as_consecutive", "flashinfer #3219", slots=lambda rows, size: rows.slots[:1] + np.arange(len(rows.slots))),
     writer("heads_and_tokens_swapped_in_strides", "vLLM #50276", strides=_token_major),
     writer("offsets_in_too_few_bits", "vLLM #50427, emulated with 16 bits", wrap=2**16),
-    writer("padding_written_to_the_last_block", "vLLM #57158", slots=lambda rows, size: np.where(rows.slots < size, rows.slots - size, rows.slots)),
+    writer("padding_written_to_the_last_block", "vLLM #57158",
+           slots=lambda rows, size: np.where(rows.slots < size, rows.slots - size, rows.slots)),
     writer("contiguous_keys_assumed", "aiter #3498", key=lambda k, v: _contiguous(k)),
     writer("through_bfloat16", OURS, key=lambda k, v: _through_bf16(k)),
     writer("nan_cleaned", OURS, value=lambda k, v: np.where(np.isnan(v.astype(np.float64)), 0, v).astype(v.dtype)),

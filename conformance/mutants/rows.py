@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,13 +37,15 @@ def quiet(run: Run) -> Run:
 
 def rms(spec: RmsNorm, x: Array, weight: Sequence[Array], *, mean: Callable[[Array], Array] = lambda s: s.mean(axis=-1, keepdims=True),
         scale: Callable[[Array, float], Array] = lambda m, epsilon: 1 / np.sqrt(m + np.float32(epsilon)),
-        normal: Callable[[Array], Array] = lambda y: y, gain: Callable[[Array, float], Array] = lambda w, offset: w + np.float32(offset)) -> Array:
+        normal: Callable[[Array], Array] = lambda y: y,
+        gain: Callable[[Array, float], Array] = lambda w, offset: w + np.float32(offset)) -> Array:
     """x / sqrt(mean(x^2) + epsilon) * (weight + offset) in float32; each part can be got wrong."""
     values = single(x)
     return (normal(values * scale(mean(values * values), spec.epsilon)) * gain(single(weight[0]), spec.offset)).astype(x.dtype)
 
 
-def layer(spec: LayerNorm, x: Array, weight: Sequence[Array], *, center: Callable[[Array], Array] = lambda v: v - v.mean(axis=-1, keepdims=True),
+def layer(spec: LayerNorm, x: Array, weight: Sequence[Array], *,
+          center: Callable[[Array], Array] = lambda v: v - v.mean(axis=-1, keepdims=True),
           mean: Callable[[Array, Array], Array] = lambda v, c: (c * c).mean(axis=-1, keepdims=True),
           bias: Callable[[Array], Array] = lambda b: b) -> Array:
     values = single(x)
@@ -103,12 +104,14 @@ NORMS = [
     kernel("tail_left_out_of_the_mean", "rms_norm", "triton #630", partial(rms, mean=_tail_left_out)),
     kernel("squares_in_float16", "rms_norm", OURS, quiet(partial(rms, mean=_half_sum))),
     kernel("normal_rounded_before_the_weight", "rms_norm", OURS, partial(rms, normal=bf16)),
-    kernel("rsqrt_without_newton", "rms_norm", OURS, partial(rms, scale=lambda m, e: (1 / np.sqrt(m + np.float32(e))).astype(np.float16).astype(np.float32))),
+    kernel("rsqrt_without_newton", "rms_norm", OURS,
+           partial(rms, scale=lambda m, e: (1 / np.sqrt(m + np.float32(e))).astype(np.float16).astype(np.float32))),
     stateful("scale_kept_from_the_last_call", "rms_norm", "triton #187", _stale_scale),
     kernel("mean_not_taken_off", "layer_norm", OURS, partial(layer, center=lambda v: v)),
     kernel("variance_by_mean_of_squares", "layer_norm", "cancellation",
            quiet(partial(layer, mean=lambda v, c: (v * v).mean(axis=-1, keepdims=True) - v.mean(axis=-1, keepdims=True) ** 2))),
-    kernel("unbiased_variance", "layer_norm", OURS, partial(layer, mean=lambda v, c: (c * c).sum(axis=-1, keepdims=True) / max(1, v.shape[-1] - 1))),
+    kernel("unbiased_variance", "layer_norm", OURS,
+           partial(layer, mean=lambda v, c: (c * c).sum(axis=-1, keepdims=True) / max(1, v.shape[-1] - 1))),
     kernel("bias_ignored", "layer_norm", OURS, partial(layer, bias=lambda b: b * 0)),
     kernel("bias_twice", "layer_norm", OURS, partial(layer, bias=lambda b: b * 2)),
     kernel("residual_not_added", "add_rms_norm", OURS, lambda spec, x, residual, weight: add_rms(spec, x, residual * 0, weight)),
@@ -142,7 +145,8 @@ def _whole_head(spec: Rope, x: Array, batch: Any) -> Array:
     half, middle = len(spec.frequencies), spec.head_dim // 2
     order = np.arange(spec.head_dim)
     if not spec.interleaved and 2 * half < spec.head_dim:
-        order = np.concatenate([np.arange(half), middle + np.arange(half), np.arange(half, middle), np.arange(middle + half, spec.head_dim)])
+        order = np.concatenate([np.arange(half), middle + np.arange(half),
+                                np.arange(half, middle), np.arange(middle + half, spec.head_dim)])
     out = np.empty_like(x)
     out[..., order] = turn(spec, np.ascontiguousarray(x[..., order]), batch)
     return out
@@ -173,7 +177,8 @@ ROPE = [
     rope("positions_past_a_table", "tables of 2^17 positions", angles=lambda spec, at: spec.angles(np.minimum(at, 2**17 - 1))),
     rope("positions_in_bfloat16", OURS, angles=lambda spec, at: spec.angles(bf16(single(at)))),
     rope("frequencies_in_bfloat16", OURS, angles=lambda spec, at: single(at)[:, None] * bf16(single(spec.frequencies))),
-    rope("angles_not_rounded", "not what checkpoints were trained with", angles=lambda spec, at: at[:, None] * np.asarray(spec.frequencies, np.float64)),
+    rope("angles_not_rounded", "not what checkpoints were trained with",
+         angles=lambda spec, at: at[:, None] * np.asarray(spec.frequencies, np.float64)),
     rope("position_one_late", OURS, angles=lambda spec, at: spec.angles(at + 1)),
     rope("positions_by_place", OURS, angles=_by_place),
     kernel("partial_rotation_across_the_head", "rope", OURS, _whole_head),
@@ -239,7 +244,8 @@ ELEMENTWISE = [
     kernel("quick_gelu", "activation", OURS, quiet(_quick_gelu)),
     kernel("silu_overflows", "activation", OURS, quiet(_unsafe_silu)),
     kernel("relu_of_nan_is_zero", "activation", OURS, quiet(_relu_of_nan)),
-    kernel("up_activated_instead_of_gate", "gated_activation", OURS, quiet(lambda spec, gate, up: (activate(spec, up) * gate).astype(gate.dtype))),
+    kernel("up_activated_instead_of_gate", "gated_activation", OURS,
+           quiet(lambda spec, gate, up: (activate(spec, up) * gate).astype(gate.dtype))),
     kernel("tanh_for_erf", "gated_activation", OURS,
            quiet(lambda spec, gate, up: (activate(spec, gate, "gelu_tanh" if spec.kind == "gelu" else None) * up).astype(gate.dtype))),
     kernel("gate_not_activated", "gated_activation", OURS, quiet(lambda spec, gate, up: (gate * up).astype(gate.dtype))),
@@ -267,22 +273,36 @@ def _narrow(spec: Any, tokens: Array, weight: Sequence[Array]) -> Array:
     return np.asarray(weight[0])[tokens % 2**12 if len(weight[0]) > 2**12 else tokens]
 
 
+def _as_if_contiguous(spec: Any, x: Array, rows: Array) -> Array:
+    start = x if x.base is None or x.base.size < x.size else x.base
+    return np.ascontiguousarray(start).reshape(-1)[: x.size].reshape(x.shape)[rows]
+
+
 LOOKUP = [
-    kernel("last_id_clamped", "embedding", OURS, lambda spec, tokens, weight: np.asarray(weight[0])[np.minimum(tokens, max(0, len(weight[0]) - 2))]),
+    kernel("last_id_clamped", "embedding", OURS,
+           lambda spec, tokens, weight: np.asarray(weight[0])[np.minimum(tokens, max(0, len(weight[0]) - 2))]),
     kernel("ids_one_late", "embedding", OURS, lambda spec, tokens, weight: np.asarray(weight[0])[tokens - 1]),
     kernel("ids_in_12_bits", "embedding", "vLLM #50427, emulated", _narrow),
-    kernel("nan_cleaned", "embedding", OURS, lambda spec, tokens, weight: np.nan_to_num(np.asarray(weight[0])[tokens].astype(np.float64)).astype(weight[0].dtype)),
-    kernel("row_zero_is_padding", "embedding", OURS, lambda spec, tokens, weight: np.where((tokens == 0)[:, None], 0, np.asarray(weight[0])[tokens]).astype(weight[0].dtype)),
-    kernel("through_bfloat16", "embedding", OURS, quiet(lambda spec, tokens, weight: bf16(np.asarray(weight[0])[tokens]).astype(weight[0].dtype))),
+    kernel("nan_cleaned", "embedding", OURS,
+           lambda spec, tokens, weight: np.nan_to_num(np.asarray(weight[0])[tokens].astype(np.float64)).astype(weight[0].dtype)),
+    kernel("row_zero_is_padding", "embedding", OURS,
+           lambda spec, tokens, weight: np.where((tokens == 0)[:, None], 0, np.asarray(weight[0])[tokens]).astype(weight[0].dtype)),
+    kernel("through_bfloat16", "embedding", OURS,
+           quiet(lambda spec, tokens, weight: bf16(np.asarray(weight[0])[tokens]).astype(weight[0].dtype))),
     kernel("each_row_once", "take_rows", OURS, _unique),
     kernel("rows_sorted", "take_rows", OURS, lambda spec, x, rows: np.asarray(x)[np.sort(rows)]),
-    kernel("last_row_always", "take_rows", OURS, lambda spec, x, rows: np.asarray(x)[np.where(rows == rows.max(initial=0), len(x) - 1, rows)]),
+    kernel("last_row_always", "take_rows", OURS,
+           lambda spec, x, rows: np.asarray(x)[np.where(rows == rows.max(initial=0), len(x) - 1, rows)]),
     kernel("contiguous_input_assumed", "take_rows", "aiter #3498",
-           lambda spec, x, rows: np.ascontiguousarray(x if x.base is None or x.base.size < x.size else x.base).reshape(-1)[: x.size].reshape(x.shape)[rows]),
+           _as_if_contiguous),
     stateful("one_output_buffer", "take_rows", OURS, lambda: _doubled(lambda spec, x, rows: np.asarray(x)[rows])),
-    kernel("source_0_ignored", "derive", OURS, lambda spec, batch, state: spec.reference(batch._replace(source=np.where(batch.source == 0, -1, batch.source)), state)),
-    kernel("source_one_late", "derive", OURS, lambda spec, batch, state: spec.reference(batch._replace(source=np.where(batch.source > 0, batch.source - 1, batch.source)), state)),
-    kernel("every_token_from_its_slot", "derive", OURS, lambda spec, batch, state: spec.reference(batch._replace(source=np.maximum(batch.source, 0)), state)),
+    kernel("source_0_ignored", "derive", OURS,
+           lambda spec, batch, state: spec.reference(batch._replace(source=np.where(batch.source == 0, -1, batch.source)), state)),
+    kernel("source_one_late", "derive", OURS,
+           lambda spec, batch, state: spec.reference(
+               batch._replace(source=np.where(batch.source > 0, batch.source - 1, batch.source)), state)),
+    kernel("every_token_from_its_slot", "derive", OURS,
+           lambda spec, batch, state: spec.reference(batch._replace(source=np.maximum(batch.source, 0)), state)),
     kernel("last_tokens_forgotten", "derive", OURS, lambda spec, batch, state: _forgetting(spec, batch, state)),
 ]
 

@@ -79,7 +79,8 @@ def seeded(name: str, source: str, change: Callable[[Sampling], Sampling]) -> Va
 
 # Filters.
 
-def filters(top_k: Callable[[int], int] = int, top_p: str = "left", order: str = "kpm", ties: bool = False) -> Callable[[Array, Sampling, int], Array]:
+def filters(top_k: Callable[[int], int] = int, top_p: str = "left", order: str = "kpm",
+            ties: bool = False) -> Callable[[Array, Sampling, int], Array]:
     """top-k, top-p and min-p in any order. top_p: "left" keeps what starts below p, "right" also what starts at it, "short" only
     what ends within it. ties: all that equal the last kept are kept too."""
     def run(scores: Array, sampling: Sampling, row: int) -> Array:
@@ -153,12 +154,15 @@ PENALTIES = [
     _penalties("bias_before_repetition", lambda old, r, s, rows: _repeated(old + s.edit_bias, r) - _counts(s, rows)),
     _penalties("bias_ignored", lambda old, r, s, rows: _repeated(old, r) - _counts(s, rows)),
     _penalties("bias_twice", lambda old, r, s, rows: _repeated(old, r) - _counts(s, rows) + 2 * s.edit_bias),
-    _penalties("presence_for_unseen", lambda old, r, s, rows: _repeated(old, r) - s.frequency[rows] * s.edit_count - s.presence[rows] + s.edit_bias),
-    _penalties("presence_counted", lambda old, r, s, rows: _repeated(old, r) - (s.frequency[rows] + s.presence[rows]) * s.edit_count + s.edit_bias),
+    _penalties("presence_for_unseen",
+               lambda old, r, s, rows: _repeated(old, r) - s.frequency[rows] * s.edit_count - s.presence[rows] + s.edit_bias),
+    _penalties("presence_counted",
+               lambda old, r, s, rows: _repeated(old, r) - (s.frequency[rows] + s.presence[rows]) * s.edit_count + s.edit_bias),
     _penalties("frequency_ignored", lambda old, r, s, rows: _repeated(old, r) - s.presence[rows] * (s.edit_count > 0) + s.edit_bias),
     _penalties("frequency_of_the_first_row", lambda old, r, s, rows: _repeated(old, r) - _counts(s, rows * 0) + s.edit_bias),
     _penalties("forbidden_by_minus_ten", lambda old, r, s, rows: _repeated(old, r) - _counts(s, rows) + np.maximum(s.edit_bias, -10)),
-    drawer("penalties_after_temperature", OURS, edit=lambda logits, s: edited(logits / np.where(s.temperature > 0, s.temperature, 1)[:, None], s),
+    drawer("penalties_after_temperature", OURS,
+           edit=lambda logits, s: edited(logits / np.where(s.temperature > 0, s.temperature, 1)[:, None], s),
            temperature=lambda logits, temperature: logits, told=lambda logits, changed: logits),
 ]
 
@@ -175,7 +179,8 @@ FILTERS = [
     drawer("top_p_ignored", OURS, keep=filters(order="km")),
     drawer("min_p_ignored", OURS, keep=filters(order="kp")),
     drawer("filters_of_the_first_row", OURS, keep=_first_row),
-    drawer("filters_before_temperature", OURS, temperature=lambda logits, t: logits, keep=lambda s, sampling, row: keep(s, sampling, row) / sampling.temperature[row]),
+    drawer("filters_before_temperature", OURS, temperature=lambda logits, t: logits,
+           keep=lambda s, sampling, row: keep(s, sampling, row) / sampling.temperature[row]),
     drawer("temperature_multiplies", OURS, temperature=lambda logits, t: logits * t),
 ]
 
@@ -213,7 +218,8 @@ def _one_counter_each(sampling: Sampling, row: int, vocab: int) -> Array:
 def _clock() -> Run:
     """The seed is moved by a counter of calls."""
     calls = count()
-    return lambda spec, logits, sampling, *rest: draw(RIGHT, spec, logits, sampling._replace(index=sampling.index + np.int32(next(calls))), *rest)
+    return lambda spec, logits, sampling, *rest: draw(
+        RIGHT, spec, logits, sampling._replace(index=sampling.index + np.int32(next(calls))), *rest)
 
 
 def _stale_slot(state: Any, batch: Any, tokens: Array) -> None:
@@ -245,10 +251,12 @@ CHOICES = [
     drawer("logprobs_of_the_edited", OURS, told=lambda logits, changed: changed),
     drawer("last_token_not_kept", OURS, store=lambda state, batch, tokens: None),
     drawer("last_token_in_the_wrong_slot", "stale slot", store=_stale_slot),
-    drawer("last_token_by_row", "stale slot", store=lambda state, batch, tokens: state.last_token.__setitem__(1 + np.arange(len(tokens)), tokens)),
+    drawer("last_token_by_row", "stale slot",
+           store=lambda state, batch, tokens: state.last_token.__setitem__(1 + np.arange(len(tokens)), tokens)),
     kernel("top_logprobs_unsorted", "sample", OURS, lambda *arguments: _reversed(draw(RIGHT, *arguments))),
     kernel("logprobs_not_normalized", "sample", OURS, lambda spec, logits, *rest: _raw(draw(RIGHT, spec, logits, *rest), logits)),
-    kernel("tokens_in_64_bits", "sample", OURS, lambda *arguments: (lambda s: s._replace(tokens=s.tokens.astype(np.int64)))(draw(RIGHT, *arguments))),
+    kernel("tokens_in_64_bits", "sample", OURS,
+           lambda *arguments: (lambda s: s._replace(tokens=s.tokens.astype(np.int64)))(draw(RIGHT, *arguments))),
 ]
 
 

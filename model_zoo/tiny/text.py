@@ -181,7 +181,7 @@ def recall(rng: random.Random, tokens: int, count_tokens: CountTokens, questions
     else:
         joint = "\n" if "\n" in given.text else " "
         messages = [("user", text + joint + question_form.format(key=asked[0])), ("assistant", given.values[asked.pop(0)])]
-    for key in asked or keys[:1]:
+    for key in asked:
         messages += [("user", question_form.format(key=key)), ("assistant", given.values[key])]
     return Chat(tuple(messages))
 

@@ -10,6 +10,9 @@ Array = np.ndarray[Any, Any]
 MOST_POSITIONS = 1 << 17
 """Beyond, a table would cost more memory than computing the few rows that a step needs."""
 
+MOST_TABLES = 8
+"""More than a model has kinds of rope; a process that tries many keeps the last ones."""
+
 _tables: dict[Any, Array] = {}
 
 
@@ -20,6 +23,8 @@ def rotary_table(spec: Any, positions: Array) -> tuple[Array, Array]:
         return _rows(spec, positions), np.arange(len(positions), dtype=np.int32)
     table = _tables.get(spec)
     if table is None or len(table) <= highest:
+        while len(_tables) >= MOST_TABLES:
+            del _tables[next(iter(_tables))]
         table = _tables[spec] = _rows(spec, np.arange(1 << max(10, highest.bit_length())))
     return table, positions
 
