@@ -72,6 +72,7 @@ PROFILES: dict[str, tuple[Part, ...]] = {
     ),
     "sinks": (Part(FEATURES, 60, {**USUAL, "window": WINDOWS, "sinks": ("yes",), "softcap": ("none",)}),),
     "experts": (Part(("experts.router", "experts.moe"), 120, {"dtype": ("float32",)}),),
+    "perf": (Part(_families("roofline.")),),
     "deterministic": (Part(("engine.deterministic",), values={"dtype": ("float32", "bfloat16")}),),
 }
 """What stands in each list. A released list is never changed: what is new goes into the next version's."""

@@ -33,10 +33,13 @@ def _judge(problem: Problem, address: Address, kernel: Kernel, rig: Rig, expecte
     run = rig.runner(kernel, cold)
     first = run(cold)
     compare(problem, first, expected)
-    expect_same("a second call", run(cold).results, first.results)
-    expect_same("a third call, compiled anew", rig.runner(kernel, cold)(cold).results, first.results)
+    _expect_again("a second call", cold, run(cold), first)
+    _expect_again("compiled anew, and with another call behind it in the same step", cold, rig.runner(kernel, cold, busy=True)(cold), first)
     if problem.arrays and any(array.size for array in problem.arrays):
-        _compare_bits_or_class("on strided inputs", problem, kernel, rig.runner(kernel, cold, strided=True)(cold), first, expected)
+        strided = rig.runner(kernel, cold, strided=True)(cold)
+        _compare_bits_or_class("on strided inputs", problem, kernel, strided, first, expected)
+        if problem.paged is not None:
+            check_memory(cold, strided)
     if problem.paged is not None:
         _judge_paged(cold, kernel, run, first, random)
     if problem.alone is not None:
@@ -54,14 +57,23 @@ def _judge_paged(problem: Problem, kernel: Kernel, run: Callable[[Problem], Answ
     check_memory(moved, run(moved))
 
 
+def _expect_again(what: str, problem: Problem, answer: Answer, first: Answer) -> None:
+    """The same as the first answer, to the bit, in the results and in the state."""
+    expect_same(what, answer.results, first.results)
+    if problem.paged is not None:
+        check_memory(problem, answer)
+    if first.last_token is not None and answer.last_token is not None:
+        expect_same(f"{what}, in the state's last tokens", [answer.last_token[1:]], [first.last_token[1:]])
+
+
 def _judge_alone(problem: Problem, kernel: Kernel, rig: Rig, first: Answer) -> None:
-    """Each row alone: to the bit where the kernel promises it, within the op's class otherwise."""
+    """Rows alone, and last tokens alone: to the bit where the kernel promises it, within the op's class otherwise."""
     assert problem.alone is not None
     for row in range(problem.rows):
         alone, places = problem.alone(row)
         answer = rig.runner(kernel, alone)(alone)
         if kernel.batch_invariant:
-            expect_same(f"row {row} alone", answer.results, [result[places] for result in first.results])
+            expect_same(f"tokens {places.start} to {places.stop - 1} alone", answer.results, [result[places] for result in first.results])
         else:
             compare(alone, answer, rig.oracle.compute(alone))
 
@@ -84,6 +96,10 @@ def compare(problem: Problem, answer: Answer, expected: Expected) -> None:
         reason = _reason(problem, place, found, wanted, dtype, expected)
         if reason is not None:
             raise Failed(f"result {place} {reason}" if len(expected.results) > 1 else f"the result {reason}")
+    if expected.last_token is not None and answer.last_token is not None:
+        reason = tolerance.exact(answer.last_token[1:], expected.last_token[1:])
+        if reason is not None:
+            raise Failed(f"the state's last token {reason}")
 
 
 def _reason(problem: Problem, place: int, found: Array, wanted: Array, dtype: str, expected: Expected) -> str | None:

@@ -32,6 +32,8 @@ class Expected:
     dtypes: list[str]
     naive: list[Array] | None = None
     magnitude: list[Array] | None = None
+    last_token: Array | None = None
+    """What the state's last tokens are afterwards."""
 
 
 class Oracle:
@@ -57,14 +59,15 @@ class Oracle:
         return registry.named("reference")
 
     def compute(self, problem: Problem) -> Expected:
-        arguments, _, _ = problem.host_arguments()
+        arguments, _, state = problem.host_arguments()
         shapes = problem.spec.infer(*map(_abstract, arguments))
         with np.errstate(all="ignore"):
             results = _parts(problem.view(problem.spec.reference(*arguments)))
-            naive = None if problem.naive is None else _parts(problem.naive(*problem.host_arguments()[0]))
+            naive = None if problem.naive is None else _parts(problem.view(problem.naive(*problem.host_arguments()[0])))
             magnitude = problem.spec.magnitude(*arguments)
+            magnitude = None if magnitude is None else _parts(problem.view(magnitude))
         dtypes = [one.dtype.name for one in results] if isinstance(shapes, Sampled) or problem.spec.op == "derive" else _dtypes(shapes)
-        return Expected(results, dtypes, naive, None if magnitude is None else _parts(magnitude))
+        return Expected(results, dtypes, naive, magnitude, None if problem.last_token is None else state.last_token)
 
 
 def _abstract(value: Any) -> Any:
@@ -96,6 +99,8 @@ def _kept(path: Path, expected: Expected) -> Expected:
     for part in ("results", "naive", "magnitude"):
         for place, array in enumerate(getattr(expected, part) or ()):
             arrays[f"{part}{place}"] = array.astype(np.float64) if part == "naive" else array
+    if expected.last_token is not None:
+        arrays["last_token"] = expected.last_token
     scratch = path.with_suffix(f".{id(arrays):x}.tmp.npz")
     np.savez(scratch, **arrays)
     scratch.replace(path)
@@ -107,4 +112,7 @@ def _read(path: Path) -> Expected:
         def part(name: str) -> list[Array]:
             return [kept[f"{name}{place}"] for place in range(len(kept.files)) if f"{name}{place}" in kept.files]
 
-        return Expected(part("results"), [str(dtype) for dtype in kept["dtypes"]], part("naive") or None, part("magnitude") or None)
+        return Expected(
+            part("results"), [str(dtype) for dtype in kept["dtypes"]], part("naive") or None, part("magnitude") or None,
+            kept["last_token"] if "last_token" in kept.files else None,
+        )

@@ -25,7 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     option = metafunc.config.getoption
     if not option("--platform"):
-        pytest.exit("say which platform to prove: pytest --pyargs inferplane.conformance --platform NAME", returncode=4)
+        raise pytest.Collector.CollectError("say which platform to prove: pytest --pyargs inferplane.conformance --platform NAME")
     if "case" in metafunc.fixturenames:
         from ..errors import ConfigError
         from .select import Selection
@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         try:
             cases = Selection(option("--conformance-profile"), option("--conformance-quick"), tuple(option("--conformance-query"))).cases()
         except ConfigError as error:
-            pytest.exit(str(error), returncode=4)
+            raise pytest.Collector.CollectError(str(error)) from None
         metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 

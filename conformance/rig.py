@@ -20,6 +20,9 @@ from .problem import Array, Given, Problem
 IDLE = BatchShape(tokens=1, rows=1, samples=1, blocks=(1,), longest_query=1)
 NO_GROUP = StateGroup("none", (0,), {"k": StateArray(1, 1, "float32"), "v": StateArray(1, 1, "float32")})
 
+WRITING = ("write_kv", "qkv_rope_write", "sample")
+"""Ops that change the state: a second call would be seen in it."""
+
 
 @dataclass
 class Answer:
@@ -28,6 +31,8 @@ class Answer:
     results: list[Array]
     blocks: dict[str, Array] = field(default_factory=dict)
     """name -> [blocks, kv_heads, block_tokens, dim]"""
+    last_token: Array | None = None
+    """[slots + 1], where the problem has any."""
 
 
 class Rig:
@@ -76,9 +81,14 @@ class Rig:
             return kernel.prepare(problem.spec, list(problem.weight))
         return tuple(self.platform.put(part) for part in problem.weight)
 
-    def runner(self, kernel: Kernel, problem: Problem, *, strided: bool = False) -> Callable[[Problem], Answer]:
-        """A compiled step that runs `kernel` on problems of this shape. strided: arrays come as slices of larger ones."""
+    def runner(self, kernel: Kernel, problem: Problem, *, strided: bool = False, busy: bool = False) -> Callable[[Problem], Answer]:
+        """A compiled step that runs `kernel` on problems of this shape.
+
+        strided: arrays come as slices of larger ones. busy: other weights of the same spec are prepared before, and the step
+        calls the kernel again, with those and with other arrays, before its first results are taken.
+        """
         spec = local_spec(problem.spec, Mesh.single())
+        others = self.prepare(kernel, replace(problem, weight=tuple(map(_other, problem.weight)))) if busy and problem.weight else ()
         weight = self.prepare(kernel, problem) if problem.weight else ()
         packed = problem.packed or _idle()
 
@@ -87,6 +97,8 @@ class Rig:
             given = {Given.WEIGHT: weights["weight"], Given.BATCH: batch, Given.SAMPLING: sampling, Given.CELL: state[0],
                      Given.STATE: state}
             result = problem.view(kernel.run(spec, *problem.fill(given, arrays)))
+            if busy and spec.op not in WRITING:
+                kernel.run(spec, *problem.fill({**given, Given.WEIGHT: weights["others"]}, weights["other_arrays"]))
             return tuple(part for part in (result if isinstance(result, tuple) else (result,)) if part is not None)
 
         wides = [strided and array.ndim > 0 and array.shape[-1] > 0 for array in problem.arrays]
@@ -98,14 +110,18 @@ class Rig:
             state = self.state(one)
             packed = one.packed or _idle()
             sent = packed._replace(integers=packed.integers.copy(), floats=packed.floats.copy())
-            pending = self.platform.submit(compiled, {"arrays": arrays, "weight": weight}, state, sent)
+            handles = {"arrays": arrays, "weight": weight}
+            if busy:
+                handles |= {"other_arrays": tuple(self.platform.put(_other(host)) for host in hosts), "others": others}
+            pending = self.platform.submit(compiled, handles, state, sent)
             results = [np.asarray(part) for part in pending.result()]
             for host, array in zip(hosts, arrays, strict=True):
                 if not _same(self.platform.fetch(array), host):
                     raise Failed("it changed one of its inputs")
             if not (_same(sent.integers, packed.integers) and _same(sent.floats, packed.floats)):
                 raise Failed("it changed the batch")
-            return Answer(results, self.blocks(one, state))
+            kept = None if one.last_token is None else self.platform.fetch(state.last_token)
+            return Answer(results, self.blocks(one, state), kept)
 
         return run
 
@@ -138,6 +154,11 @@ class Rig:
 def _idle() -> Packed:
     packed, _, _ = empty(IDLE)
     return packed
+
+
+def _other(array: Array) -> Array:
+    """Other numbers, as valid as these: the same ones at other places."""
+    return np.roll(array[::-1], 1, axis=-1) if array.ndim else array
 
 
 def _outer(array: Array) -> Array:

@@ -18,7 +18,7 @@ ROWS = {
     "decode": {"first": [(1, 1)], "short": [(1, 5)], "edge": [(1, 15)], "past": [(1, 16)], "long": [(1, 300)],
                "ragged4": [(1, 3), (1, 47), (1, 16), (1, 130)], "ragged7": [(1, n) for n in (1, 2, 15, 31, 32, 64, 99)]},
     "mixed": {"two": [(1, 20), (7, 0)], "three": [(1, 33), (12, 0), (1, 3)], "five": [(1, 64), (20, 0), (1, 15), (4, 8), (1, 1)],
-              "late": [(9, 0), (1, 40)], "empty": [(1, 9), (0, 12), (6, 0)], "many": [(1, 3 * n) for n in range(1, 7)] + [(11, 5)],
+              "late": [(9, 0), (1, 40)], "empty": [(2, 9), (0, 12), (1, 0)], "many": [(1, 3 * n) for n in range(1, 7)] + [(11, 5)],
               "verify": [(4, 30), (1, 30), (4, 31)]},
     "chunked": {"second": [(8, 8)], "odd": [(7, 9)], "resumed": [(5, 32)], "tail": [(1, 48), (3, 48)], "deep": [(17, 200)],
                 "pair": [(16, 16), (16, 32)], "blockwise": [(32, 64), (2, 16)]},
@@ -34,35 +34,41 @@ def _problem(params: Params, random: np.random.Generator, kind: str, window: int
     dtype, rows = params["dtype"], ROWS[kind][params["batch"]]
     spec = Attention(
         heads=Dim(heads, "heads"), kv_heads=Dim(kv_heads, "kv_heads"), key_dim=key_dim, value_dim=value_dim,
-        scale=key_dim**-0.5, dtype=dtype, window=window, softcap=softcap, sinks=sinks,
+        scale=float(params.values.get("scale", key_dim**-0.5)), dtype=dtype, window=window, softcap=softcap, sinks=sinks,
     )
-    block = params.int("block")
+    block, padding = params.int("block"), (3, 2) if params.values.get("padding") == "yes" else (0, 0)
     made = ragged(random, rows, kv_heads=kv_heads, key_dim=key_dim, value_dim=value_dim, block_tokens=block,
-                  dtype=dtype, window=window, order=params["order"] if "order" in params.values else "scattered")
-    q = values(random, (sum(n for n, _ in rows), heads, key_dim), dtype, "normal")
+                  dtype=dtype, window=window, order=params.values.get("order", "scattered"), padding=padding)
+    total = sum(n for n, _ in rows)
+    q = values(random, (total + padding[0], heads, key_dim), dtype, "normal")
+    q[total:] = np.nan
     sink = (values(random, (heads,), dtype),) if sinks else ()
     tail = (Given.WEIGHT,) if sinks else ()
     whole = Problem(spec, (q, Given.CELL, Given.BATCH, *tail), weight=sink, packed=made.packed,
-                    paged=replace(made.paged, written=np.zeros_like(made.paged.written)), naive=naive.attention(spec))
+                    paged=replace(made.paged, written=np.zeros_like(made.paged.written)), naive=naive.attention(spec),
+                    view=lambda result: result[:total])
 
-    def alone(row: int) -> tuple[Problem, slice]:
-        """The row in a batch of its own, over the same memory."""
+    def alone(row: int, tokens: slice) -> tuple[Problem, slice]:
+        """These tokens, the last ones of the row, in a batch of their own over the same memory."""
         batch, _ = unpack(*made.packed)
-        tokens = made.tokens(row)
-        count = rows[row][0]
+        count = tokens.stop - tokens.start
         packed, own, _ = empty(BatchShape(count, 1, 1, (batch.groups[0].table.shape[1],), max(count, 1)))
         own.positions[:], own.starts[1], own.lengths[0], own.slot[0] = batch.positions[tokens], count, batch.lengths[row], 1
         own.source[:] = -1
         own.groups[0].table[0], own.groups[0].slots[:] = batch.groups[0].table[row], batch.groups[0].slots[tokens]
-        return replace(whole, arguments=(q[tokens], *whole.arguments[1:]), packed=packed, rows=0, alone=None), tokens
+        own_row = replace(whole, arguments=(q[tokens], *whole.arguments[1:]), packed=packed, rows=0, alone=None, view=lambda result: result)
+        return own_row, tokens
 
-    tried = [row for row, (count, _) in enumerate(rows) if count][:3]
-    return replace(whole, rows=len(tried), alone=(lambda place: alone(tried[place])) if len(rows) > 1 else None)
+    busy = [row for row, (count, _) in enumerate(rows) if count]
+    tried = [(row, made.tokens(row)) for row in busy[:3] if len(rows) > 1]
+    tried += [(row, slice(made.tokens(row).stop - 1, made.tokens(row).stop)) for row in busy if rows[row][0] > 1][:2]
+    return replace(whole, rows=len(tried), alone=(lambda place: alone(*tried[place])) if tried else None)
 
 
 def _plain(kind: str) -> Family:
     return Family(f"attention.{kind}", 2, {
         "dtype": DTYPE, "heads": HEADS, "dim": DIMS, "block": BLOCKS, "batch": tuple(ROWS[kind]), "order": ORDERS,
+        "padding": YES_NO,
     }, judged(lambda params, random: _problem(params, random, kind, None, None, False)))
 
 
@@ -75,6 +81,7 @@ def _features(kind: str) -> Family:
     return Family(f"attention.{kind}.features", 2, {
         "dtype": DTYPE, "heads": HEADS[:5], "dim": DIMS[:5], "block": BLOCKS[:4], "batch": tuple(ROWS[kind]),
         "window": ("none", "1", "2", "15", "16", "17", "64"), "softcap": ("none", "30", "2"), "sinks": YES_NO,
+        "scale": ("0.125", "0.25"),
     }, judged(build))
 
 

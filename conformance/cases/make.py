@@ -27,13 +27,15 @@ def judged(build: Build) -> Run:
 
 
 def values(random: np.random.Generator, shape: tuple[int, ...], dtype: str, character: str = "normal") -> Array:
-    """normal: N(0, 1). small, large: the same far from 1. same: one value. extreme: with zeros of both signs, NaN, subnormals
-    and nearly the largest finite number among the rest. special: extreme, and infinities."""
+    """normal: N(0, 1). small, large: the same far from 1. shifted: around 1000. same: one value. extreme: with zeros of both
+    signs, NaN, subnormals and nearly the largest finite number among the rest. special: extreme, and infinities."""
     array = random.normal(size=shape)
     if character == "small":
         array = array * 2.0**-12
     elif character == "large":
         array = array * 2.0**6
+    elif character == "shifted":
+        array = array + 1000
     elif character == "same":
         array = np.full(shape, float(array.flat[0]) if array.size else 0.0)
     elif character in ("extreme", "special") and array.size:

@@ -11,7 +11,7 @@ from .make import DTYPE, YES_NO, judged, values
 
 SIZES = ("1", "2", "7", "16", "31", "64", "80", "128", "257", "1024", "2049")
 ROWS = ("0", "1", "2", "5", "17", "3x4")
-AXES = {"dtype": DTYPE, "rows": ROWS, "size": SIZES, "epsilon": ("1e-5", "1e-6"), "values": ("normal", "small", "large", "same")}
+AXES = {"dtype": DTYPE, "rows": ROWS, "size": SIZES, "epsilon": ("1e-5", "1e-6"), "values": ("normal", "small", "large", "same", "shifted")}
 
 
 def _x(params: Params, random: np.random.Generator) -> np.ndarray:

@@ -38,15 +38,20 @@ def ragged(
     window: int | None = None,
     order: str = "scattered",
     spare: int = 3,
+    padding: tuple[int, int] = (0, 0),
 ) -> Ragged:
-    """Live memory is what the rows may read after the step; blocks wholly behind a window have table entry 0."""
+    """Live memory is what the rows may read after the step; blocks wholly behind a window have table entry 0.
+
+    padding: tokens and rows behind the real ones, as a platform with static shapes gets them.
+    """
     lengths = [queries + context for queries, context in rows]
     needs = [-(-length // block_tokens) for length in lengths]
     count = 1 + sum(needs) + spare
     ids = _order(order, needs, spare, random)
     width = max([*needs, 1])
     total = sum(queries for queries, _ in rows)
-    packed, batch, _ = empty(BatchShape(total, len(rows), 1, (width,), max(queries for queries, _ in rows)))
+    more_tokens, more_rows = padding
+    packed, batch, _ = empty(BatchShape(total + more_tokens, len(rows) + more_rows, 1, (width,), max(queries for queries, _ in rows)))
     live = np.zeros((count, block_tokens), bool)
     written = np.zeros((count, block_tokens), bool)
     at = 0
@@ -66,6 +71,8 @@ def ragged(
         batch.groups[0].slots[at : at + queries] = (blocks * block_tokens + offsets)[context:]
         at += queries
         batch.starts[r + 1], batch.lengths[r], batch.slot[r] = at, length, r + 1
+    batch.starts[len(rows) + 1 :] = total
+    batch.row[total:] = min(len(rows), len(rows) + more_rows - 1)
     batch.source[:] = -1
     group = StateGroup("full", (0,), {"k": StateArray(kv_heads, key_dim, dtype), "v": StateArray(kv_heads, value_dim, dtype)},
                        window=window, block_tokens=block_tokens)

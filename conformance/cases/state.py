@@ -10,7 +10,7 @@ from ..address import Address
 from ..case import Failed, Family, Params, Unsupported
 from ..problem import Given, Problem
 from .attention import BLOCKS, ROWS
-from .make import DTYPE, judged, values
+from .make import DTYPE, YES_NO, judged, values
 from .ragged import ORDERS, ragged
 
 BATCHES = {f"{kind}.{name}": rows for kind, named in ROWS.items() for name, rows in list(named.items())[:4]}
@@ -21,10 +21,10 @@ DIMS = ("32", "33", "64", "80", "128", "64/32")
 def _write(params: Params, random: np.random.Generator) -> Problem:
     heads, block = params.int("heads"), params.int("block")
     key_dim, value_dim = params.pair("dim")
-    dtype, rows = params["dtype"], BATCHES[params["batch"]]
+    dtype, rows, padding = params["dtype"], BATCHES[params["batch"]], (3, 2) if params.flag("padding") else (0, 0)
     made = ragged(random, rows, kv_heads=heads, key_dim=key_dim, value_dim=value_dim, block_tokens=block, dtype=dtype,
-                  order=params["order"])
-    tokens = sum(count for count, _ in rows)
+                  order=params["order"], padding=padding)
+    tokens = sum(count for count, _ in rows) + padding[0]
     k, v = (values(random, (tokens, heads, dim), dtype, params["values"]) for dim in (key_dim, value_dim))
     spec = WriteKV(kv_heads=Dim(heads, "kv_heads"), key_dim=key_dim, value_dim=value_dim, dtype=dtype)
     return Problem(spec, (k, v, Given.CELL, Given.BATCH), packed=made.packed, paged=made.paged)
@@ -64,7 +64,7 @@ def _blocks(params: Params, address: Address, rig: Any) -> tuple[str, ...]:
 FAMILIES = [
     Family("kv.write", 1, {
         "dtype": DTYPE, "heads": HEADS, "dim": DIMS, "block": BLOCKS, "batch": tuple(list(BATCHES)[::2]),
-        "order": ORDERS, "values": ("normal", "special"),
+        "order": ORDERS, "values": ("normal", "special"), "padding": YES_NO,
     }, judged(_write)),
     Family("kv.blocks", 1, {
         "dtype": DTYPE, "heads": HEADS, "dim": DIMS, "block": BLOCKS, "layers": ("1", "3"),

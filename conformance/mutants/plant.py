@@ -48,7 +48,7 @@ FAMILIES = {
     "activation": ("activation.plain",), "gated_activation": ("activation.gated",),
     "rms_norm": ("norm.rms",), "layer_norm": ("norm.layer",), "add_rms_norm": ("norm.add_rms",),
     "rope": ("rope.",), "linear": ("linear.",), "router": ("experts.router",), "moe": ("experts.moe",),
-    "sample": ("sample.",), "write_kv": ("kv.write",), "blocks": ("kv.",), "attention": ("attention.",),
+    "sample": ("sample.",), "write_kv": ("kv.write",), "blocks": ("kv.", "contract."), "attention": ("attention.",),
 }
 """The families of cases of each op."""
 
