@@ -36,6 +36,7 @@ def _judge(problem: Problem, address: Address, kernel: Kernel, rig: Rig, expecte
     _expect_again("a second call", cold, run(cold), first)
     _expect_again("compiled anew, and with another call behind it in the same step", cold, rig.runner(kernel, cold, busy=True)(cold), first)
     if problem.arrays and any(array.size for array in problem.arrays):
+        _judge_other(cold, address, kernel, rig, run)
         strided = rig.runner(kernel, cold, strided=True)(cold)
         _compare_bits_or_class("on strided inputs", problem, kernel, strided, first, expected)
         if problem.paged is not None:
@@ -44,6 +45,21 @@ def _judge(problem: Problem, address: Address, kernel: Kernel, rig: Rig, expecte
         _judge_paged(cold, kernel, run, first, random)
     if problem.alone is not None:
         _judge_alone(problem, kernel, rig, first)
+
+
+def _judge_other(problem: Problem, address: Address, kernel: Kernel, rig: Rig, run: Callable[[Problem], Answer]) -> None:
+    """The step that ran on the first inputs, on others. Over paged memory it is compared with a step that saw no other ones."""
+    other = problem.other()
+    answer = run(other)
+    try:
+        if problem.paged is None:
+            kept = Address(address.family, (*address.params, ("inputs", "other")))
+            compare(other, answer, rig.oracle.kept(kept, lambda: rig.oracle.compute(other)))
+        else:
+            expect_same("it depends on the inputs before", answer.results, rig.runner(kernel, other)(other).results)
+            check_memory(other, answer)
+    except Failed as reason:
+        raise Failed(f"on other inputs than those of the call before: {reason}") from None
 
 
 def _judge_paged(problem: Problem, kernel: Kernel, run: Callable[[Problem], Answer], first: Answer, random: np.random.Generator) -> None:

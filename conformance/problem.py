@@ -80,6 +80,11 @@ class Problem:
     def arrays(self) -> tuple[Array, ...]:
         return tuple(argument for argument in self.arguments if isinstance(argument, np.ndarray))
 
+    def other(self) -> Problem:
+        """The same shapes, other numbers."""
+        moved = tuple(elsewhere(one) if isinstance(one, np.ndarray) else one for one in self.arguments)
+        return replace(self, arguments=moved, rows=0, alone=None)
+
     def with_memory(self, paged: Paged) -> Problem:
         return replace(self, paged=paged)
 
@@ -106,3 +111,8 @@ class Problem:
         if self.packed is not None:
             given[Given.BATCH], given[Given.SAMPLING] = unpack(*self.packed)
         return self.fill(given, self.arrays), cell, state
+
+
+def elsewhere(array: Array) -> Array:
+    """Other numbers, as valid as these: the same ones at other places."""
+    return np.roll(array[::-1], 1, axis=-1) if array.ndim else array

@@ -15,7 +15,7 @@ from ..platforms import registry
 from ..platforms.contract import Options, Platform
 from .case import Failed, Unsupported
 from .oracle import Oracle
-from .problem import Array, Given, Problem
+from .problem import Array, Given, Problem, elsewhere
 
 IDLE = BatchShape(tokens=1, rows=1, samples=1, blocks=(1,), longest_query=1)
 NO_GROUP = StateGroup("none", (0,), {"k": StateArray(1, 1, "float32"), "v": StateArray(1, 1, "float32")})
@@ -84,11 +84,11 @@ class Rig:
     def runner(self, kernel: Kernel, problem: Problem, *, strided: bool = False, busy: bool = False) -> Callable[[Problem], Answer]:
         """A compiled step that runs `kernel` on problems of this shape.
 
-        strided: arrays come as slices of larger ones. busy: other weights of the same spec are prepared before, and the step
-        calls the kernel again, with those and with other arrays, before its first results are taken.
+        Other weights of the same spec are prepared before its own. strided: arrays come as slices of larger ones. busy: the
+        step calls the kernel again, with the other weights and other arrays, before its first results are taken.
         """
         spec = local_spec(problem.spec, Mesh.single())
-        others = self.prepare(kernel, replace(problem, weight=tuple(map(_other, problem.weight)))) if busy and problem.weight else ()
+        others = self.prepare(kernel, replace(problem, weight=tuple(map(elsewhere, problem.weight)))) if problem.weight else ()
         weight = self.prepare(kernel, problem) if problem.weight else ()
         packed = problem.packed or _idle()
 
@@ -112,9 +112,9 @@ class Rig:
             sent = packed._replace(integers=packed.integers.copy(), floats=packed.floats.copy())
             handles = {"arrays": arrays, "weight": weight}
             if busy:
-                handles |= {"other_arrays": tuple(self.platform.put(_other(host)) for host in hosts), "others": others}
+                handles |= {"other_arrays": tuple(self.platform.put(elsewhere(host)) for host in hosts), "others": others}
             pending = self.platform.submit(compiled, handles, state, sent)
-            results = [np.asarray(part) for part in pending.result()]
+            results = [np.array(part) for part in pending.result()]
             for host, array in zip(hosts, arrays, strict=True):
                 if not _same(self.platform.fetch(array), host):
                     raise Failed("it changed one of its inputs")
@@ -154,11 +154,6 @@ class Rig:
 def _idle() -> Packed:
     packed, _, _ = empty(IDLE)
     return packed
-
-
-def _other(array: Array) -> Array:
-    """Other numbers, as valid as these: the same ones at other places."""
-    return np.roll(array[::-1], 1, axis=-1) if array.ndim else array
 
 
 def _outer(array: Array) -> Array:

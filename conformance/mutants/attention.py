@@ -12,7 +12,7 @@ import numpy as np
 
 from ...ops import Attention, Kernel
 from .plant import FAMILIES, MutantPlatform, Run, Variant, kernel, stateful
-from .tiled_attention import Array, Way, attend, kv_head, page, score, span
+from .tiled_attention import Array, Way, attend, attend_in_splits, kv_head, page, score, span
 
 OURS = "our own"
 RIGHT = Way()
@@ -189,6 +189,7 @@ SOFTMAX = [
     call("softcap_after_masking", OURS, _late_cap),
     call("scale_twice", OURS, changed(scale=lambda spec: spec.scale**2)),
     call("scale_assumed", OURS, changed(scale=lambda spec: spec.key_dim**-0.5)),
+    call("splits_not_weighted", OURS, partial(attend_in_splits, RIGHT, lambda peaks, peak: np.isfinite(peaks).astype(np.float32))),
     way("sinks_ignored", OURS, sink=lambda spec, sinks: np.full_like(sinks, -np.inf)),
     way("sink_with_a_value", OURS, sink_value=1.0),
     way("sink_in_every_tile", OURS, sink_count=lambda tiles: tiles),

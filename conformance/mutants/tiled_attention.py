@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,11 @@ def attend(way: Way, spec: Attention, q: Array, cell: Any, batch: Any, sinks: Se
 
 def one_row(way: Way, spec: Attention, q: Array, cell: Any, table: Array, length: int, sinks: Sequence[Array] | None) -> Array:
     """[queries, heads, value_dim] in float32."""
+    return finish(way, spec, *row_sums(way, spec, q, cell, table, length), sinks)
+
+
+def row_sums(way: Way, spec: Attention, q: Array, cell: Any, table: Array, length: int) -> tuple[Array, Array, Array, int]:
+    """(maximum, sum of the weights, weighted values [heads, queries, value_dim]) over the tiles, and how many there were."""
     at, heads = way.positions(len(q), length), way.kv_head(spec)
     first, stop = way.span(spec, at, length)
     turned = way.wide(q).transpose(1, 0, 2)
@@ -122,9 +127,31 @@ def one_row(way: Way, spec: Attention, q: Array, cell: Any, table: Array, length
         total = total * way.fix_total(fix) + weights.sum(axis=-1)
         mixed = way.mixed(mixed * way.fix_mixed(fix)[..., None] + way.weights(weights) @ v)
         peak = above
+    return peak, total, mixed, len(tiles)
+
+
+def finish(way: Way, spec: Attention, peak: Array, total: Array, mixed: Array, tiles: int, sinks: Sequence[Array] | None) -> Array:
+    """The sink comes last, and the division."""
     if sinks is not None:
         sink = way.sink(spec, sinks[0].astype(np.float32))[:, None]
         base = np.maximum(peak, sink) if way.sink_in_peak else peak
-        fix, weight = way.exp(peak - base), way.exp(sink - base) * way.sink_count(len(tiles))
+        fix, weight = way.exp(peak - base), way.exp(sink - base) * way.sink_count(tiles)
         total, mixed = total * fix + weight, mixed * fix[..., None] + (weight * way.sink_value)[..., None]
     return (mixed / total[..., None]).transpose(1, 0, 2)
+
+
+def attend_in_splits(way: Way, merge: Callable[[Array, Array], Array], spec: Attention, q: Array, cell: Any, batch: Any,
+                     sinks: Sequence[Array] | None = None) -> Array:
+    """Every other tile of keys by itself, then both halves put together. merge(peaks [2, ...], their maximum) -> factors [2, ...]."""
+    rows, out = batch.groups[cell.group], np.zeros((*q.shape[:-1], spec.value_dim), np.float32)
+    halves = [replace(way, tiles=lambda first, stop, keys, half=half: [*range(first, stop, keys)][half::2]) for half in range(2)]
+    for row, length in enumerate(batch.lengths):
+        start, stop = int(batch.starts[row]), int(batch.starts[row + 1])
+        if start < stop:
+            with np.errstate(all="ignore"):
+                parts = [row_sums(half, spec, q[start:stop], cell, rows.table[row], int(length)) for half in halves]
+                peaks, totals, mixed = (np.stack([part[place] for part in parts]) for place in range(3))
+                factors = merge(peaks, peaks.max(axis=0))
+                whole = peaks.max(axis=0), (totals * factors).sum(axis=0), (mixed * factors[..., None]).sum(axis=0)
+                out[start:stop] = finish(way, spec, *whole, 1, sinks)
+    return out.astype(q.dtype)
