@@ -129,12 +129,13 @@ def _reason(problem: Problem, place: int, found: Array, wanted: Array, dtype: st
     magnitude = None if expected.magnitude is None else expected.magnitude[place]
     if kind.kind == "naive_relative" and expected.naive is not None:
         return tolerance.naive_relative(found, expected.naive[place], wanted, factor=kind.factor, magnitude=magnitude)
-    depth = kind.depth if kind.kind == "elementwise" else SAMPLE_DEPTH
-    return tolerance.within(found, wanted, depth=depth, halves=kind.halves, magnitude=magnitude)
+    if kind.kind == "elementwise":
+        return tolerance.within(found, wanted, depth=kind.depth, halves=kind.halves, magnitude=magnitude)
+    return tolerance.within(found, wanted, depth=SAMPLE_DEPTH, magnitude=1 + np.abs(wanted))
 
 
 SAMPLE_DEPTH = 64
-"""Float32 roundings allowed in the log-probabilities that `sample` tells."""
+"""Float32 roundings allowed in the log-probabilities that `sample` tells: of them, and of the sum of at least 1 behind them."""
 
 
 def check_memory(problem: Problem, answer: Answer) -> None:

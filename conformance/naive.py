@@ -33,7 +33,7 @@ def attention(spec: Attention) -> Any:
                 for head in range(spec.heads.size):
                     scores = (dot(keys[head // group], q[token, head]) * np.float32(spec.scale)).astype(q.dtype).astype(np.float32)
                     if spec.softcap is not None:
-                        scores = np.float32(spec.softcap) * np.tanh(scores / np.float32(spec.softcap))
+                        scores = np.float32(spec.softcap) * (1 - 2 / (1 + np.exp(scores * np.float32(2 / spec.softcap))))
                     sink = [] if sinks is None else [np.float32(sinks[0][head])]
                     peak = max([scores.max(), *sink])
                     weights = np.exp(scores - peak)
@@ -64,7 +64,8 @@ def add_rms_norm(spec: AddRmsNorm) -> Any:
     def run(x: Array, residual: Array, weight: Sequence[Array]) -> tuple[Array, Array]:
         total = (x.astype(np.float32) + residual.astype(np.float32)).astype(x.dtype)
         values = total.astype(np.float32)
-        scale = np.sqrt(np.mean(values * values, axis=-1, keepdims=True) + np.float32(spec.norm.epsilon))
+        mean = np.cumsum(values * values, axis=-1, dtype=np.float32)[..., -1:] / np.float32(spec.norm.size)
+        scale = np.sqrt(mean + np.float32(spec.norm.epsilon))
         normal = (values / scale).astype(x.dtype).astype(np.float32)
         return (normal * (weight[0].astype(np.float32) + np.float32(spec.norm.offset))).astype(x.dtype), total
 

@@ -9,7 +9,7 @@ import numpy as np
 from .elementwise import Add
 from .kernel import Default
 from .spec import Abstract, Spec, expect, spec, wide
-from .tolerance import NAIVE_RELATIVE, elementwise
+from .tolerance import NAIVE_RELATIVE, Tolerance, elementwise
 from .weights import Tensor, Weight
 
 
@@ -21,12 +21,14 @@ class RmsNorm(Spec):
     """
 
     op = "rms_norm"
-    tolerance = elementwise(depth=16)
-
     size: int
     epsilon: float
     dtype: str
     offset: float = 0.0
+
+    @property
+    def tolerance(self) -> Tolerance:  # type: ignore[override]
+        return elementwise(depth=16 + self.size // 2)
 
     def infer(self, x: Abstract, weight: Any) -> Abstract:
         expect("rms_norm", "x", x, (self.size,), self.dtype)
@@ -45,12 +47,14 @@ class LayerNorm(Spec):
     """`ops.layer_norm(spec, x [..., size], weight) -> [..., size]`: (x - mean) / sqrt(var + epsilon) * weight (+ bias). Ba et al. 2016."""
 
     op = "layer_norm"
-    tolerance = elementwise(depth=64)
-
     size: int
     epsilon: float
     dtype: str
     bias: bool = True
+
+    @property
+    def tolerance(self) -> Tolerance:  # type: ignore[override]
+        return elementwise(depth=64 + self.size // 2)
 
     def infer(self, x: Abstract, weight: Any) -> Abstract:
         expect("layer_norm", "x", x, (self.size,), self.dtype)

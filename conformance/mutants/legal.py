@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ops import DTYPES, Add, Attention, LayerNorm, Linear, Moe, Multiply, RmsNorm, Sample, Sampled, WriteKV
+from ...ops import DTYPES, Add, Attention, Linear, Moe, Multiply, Sample, Sampled, WriteKV
 from ...ops.sample import edited, kept
 from ...ops.threefry import uniforms
 from . import experts, linear, memory, rows, sampling
@@ -78,7 +78,7 @@ def attention(name: str, why: str, **other: Any) -> Variant:
 ATTENTION = [
     attention("tiles_of_5_keys", "another tile", keys=5),
     attention("tiles_of_64_keys", "another tile", keys=64),
-    attention("one_tile", "a softmax in two passes", keys=512),
+    attention("one_tile", "a softmax in two passes", keys=304),
     attention("tiles_backwards", "another order", tiles=_backwards),
     attention("tiles_in_turns", "another order", tiles=_in_turns),
     attention("tiles_from_zero", "tiles with no visible key", span=_from_zero),
@@ -190,7 +190,7 @@ def _in_blocks(squares: Array) -> Array:
     """Lanes of 32 first, then across them."""
     size = squares.shape[-1]
     padded = np.pad(squares, [(0, 0)] * (squares.ndim - 1) + [(0, -size % 32)])
-    lanes = padded.reshape(*squares.shape[:-1], -1, 32).sum(axis=-2)
+    lanes = padded.reshape(*squares.shape[:-1], -(-size // 32), 32).sum(axis=-2)
     return np.add.reduce(lanes, axis=-1, keepdims=True) / np.float32(size)
 
 

@@ -36,9 +36,12 @@ class Score:
 
 def skills(count_tokens: text.CountTokens) -> dict[str, Callable[[random.Random], Example]]:
     """What is measured: a maker of examples for each skill."""
-    table = {f"recall, {tokens} tokens": partial(text.recall, tokens=tokens, count_tokens=count_tokens) for tokens in RECALL_TOKENS}
-    for tokens in RECALL_TOKENS[1:]:
-        table[f"recall, {tokens} tokens, all facts"] = partial(text.recall, tokens=tokens, count_tokens=count_tokens, fact_share=1.0)
+    table: dict[str, Callable[[random.Random], Example]] = {}
+    for tokens in RECALL_TOKENS:
+        ask = partial(text.recall, tokens=tokens, count_tokens=count_tokens)
+        table[f"recall, {tokens} tokens"] = partial(ask, made_up=0.0)
+        table[f"recall, {tokens} tokens, a fifth of the words made up"] = ask
+        table[f"recall, {tokens} tokens, nothing but facts"] = partial(ask, made_up=0.0, fact_share=1.0)
     return table | {
         "recall, 250 tokens, plain text": partial(text.recall_stream, tokens=250, count_tokens=count_tokens),
         "recall, 1000 tokens, plain text": partial(text.recall_stream, tokens=1000, count_tokens=count_tokens),

@@ -102,8 +102,12 @@ def made_up_word(rng: random.Random) -> str:
     return "".join(syllables) + rng.choice(("", "", "l", "n", "r", "s"))
 
 
-def any_word(rng: random.Random) -> str:
-    return rng.choice(NOUNS) if rng.random() < 0.8 else made_up_word(rng)
+MADE_UP = 0.2
+"""Share of the words that are made up."""
+
+
+def any_word(rng: random.Random, made_up: float = MADE_UP) -> str:
+    return made_up_word(rng) if rng.random() < made_up else rng.choice(NOUNS)
 
 
 def any_number(rng: random.Random) -> str:
@@ -143,19 +147,21 @@ class Facts:
     values: dict[str, str]  # in the order given
 
 
-def draw_values(rng: random.Random) -> Callable[[], str]:
+def draw_values(rng: random.Random, made_up: float) -> Callable[[], str]:
     words = rng.random()
-    return lambda: any_word(rng) if rng.random() < words * words else any_number(rng)
+    return lambda: any_word(rng, made_up) if rng.random() < words * words else any_number(rng)
 
 
-def facts(rng: random.Random, tokens: int, count_tokens: CountTokens, fact_share: float | None = None) -> Facts:
+def facts(
+    rng: random.Random, tokens: int, count_tokens: CountTokens, fact_share: float | None = None, made_up: float = MADE_UP
+) -> Facts:
     """A context of about `tokens` tokens, anything from a dense list to one fact among many sentences."""
     fact_share = fact_share or rng.choice((1.0, 1.0, 1.0, 0.5, 0.2))
     form, separator = rng.choice(FACT_FORMS) if fact_share == 1.0 else (rng.choice(SENTENCE_FORMS), " ")
-    value, values, pieces = draw_values(rng), {}, []
+    value, values, pieces = draw_values(rng, made_up), {}, []
     while tokens > 0 or not values:
         if rng.random() < fact_share or (tokens <= 0 and not values):
-            key = any_word(rng)
+            key = any_word(rng, made_up)
             if key in values:
                 continue
             values[key] = value()
@@ -167,12 +173,15 @@ def facts(rng: random.Random, tokens: int, count_tokens: CountTokens, fact_share
     return Facts("".join(pieces).removesuffix(separator) + separator.strip().replace(",", "."), values)
 
 
-def recall(rng: random.Random, tokens: int, count_tokens: CountTokens, questions: int = 1, fact_share: float | None = None) -> Chat:
+def recall(
+    rng: random.Random, tokens: int, count_tokens: CountTokens,
+    questions: int = 1, fact_share: float | None = None, made_up: float = MADE_UP,
+) -> Chat:
     """Values given in up to `tokens` tokens of chat, then `questions` questions about them; the answer is the bare value."""
     question_form = rng.choice(QUESTION_FORMS)
     question_tokens = count_tokens(f"{TURN_START}user\n{question_form}{TURN_END}\n{TURN_START}assistant\n1234{TURN_END}\n") + 1
     room = tokens - RECALL_PROMPT_OVERHEAD_TOKENS - (questions - 1) * question_tokens
-    given = facts(rng, room, count_tokens, fact_share)
+    given = facts(rng, room, count_tokens, fact_share, made_up)
     text = rng.choice(OPENINGS) + given.text
     keys = list(given.values)
     asked = rng.sample(keys, min(questions, len(keys)))
@@ -200,7 +209,7 @@ def recall_stream(rng: random.Random, tokens: int, count_tokens: CountTokens) ->
             key = rng.choice(list(values))
             added = [Span(before.format(key=key)[:-1], False), Span(f" {values[key]}{after}", True), Span(" ", False)]
         else:
-            key = any_word(rng)
+            key = any_word(rng, made_up)
             if key in values:
                 continue
             values[key] = value()
