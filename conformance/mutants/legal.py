@@ -210,7 +210,9 @@ def _sum_rounded(spec: Any, x: Array, *rest: Any) -> Any:
 
 def _sigmoid_by_tanh(spec: Any, x: Array) -> Array:
     values = single(x)
-    return (values * (np.float32(0.5) + np.float32(0.5) * np.tanh(values / 2))).astype(x.dtype) if spec.kind == "silu" else rows.activate(spec, x)
+    if spec.kind != "silu":
+        return rows.activate(spec, x)
+    return np.asarray(values * (np.float32(0.5) + np.float32(0.5) * np.tanh(values / 2))).astype(x.dtype)
 
 
 def _rounded_between(spec: Any, gate: Array, up: Array) -> Array:

@@ -201,7 +201,7 @@ def recall_stream(rng: random.Random, tokens: int, count_tokens: CountTokens) ->
     before, after = form.split("{value}")
     fact_share = rng.choice((1.0, 1.0, 0.5))
     repeat_share = rng.choice((0.5, 0.7))
-    value, values, parts, tokens = draw_values(rng), {}, [], tokens - RECALL_PROMPT_OVERHEAD_TOKENS
+    value, values, parts, tokens = draw_values(rng, MADE_UP), {}, [], tokens - RECALL_PROMPT_OVERHEAD_TOKENS
     while tokens > 0 or not values:
         if values and rng.random() > fact_share:
             added = [Span(filler(rng) + " ", False)]
@@ -209,7 +209,7 @@ def recall_stream(rng: random.Random, tokens: int, count_tokens: CountTokens) ->
             key = rng.choice(list(values))
             added = [Span(before.format(key=key)[:-1], False), Span(f" {values[key]}{after}", True), Span(" ", False)]
         else:
-            key = any_word(rng, made_up)
+            key = any_word(rng)
             if key in values:
                 continue
             values[key] = value()
