@@ -12,6 +12,8 @@ import numpy as np
 
 from ..core.engine import Engine
 from ..core.kv.layout import Shape, layout_for_tokens
+from ..core.kv.prefix import Digest, sha256
+from ..core.kv.salt import Salt
 from ..core.loader import Loaded
 from ..core.output import Completion, CompletionOutput, RequestOutput
 from ..core.request import SamplingParams, expand
@@ -43,13 +45,15 @@ class Setting:
     sequences: int = 8
     block_tokens: int | None = None
     deterministic: bool = False
+    key_bits: int | None = None
+    """Prefix keys that take only so many bits of theirs: they collide."""
 
 
 class Watched:
     """A runner that counts what it was handed, and fails steps on demand: in `submit`, or when their result is asked for."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner, self.loaded, self.platform = runner, runner.loaded, runner.platform
+        self.runner, self.loaded, self.platform, self.state = runner, runner.loaded, runner.platform, runner.state
         self.poison: int | None = None
         """Steps that compute this token fail."""
         self.at_once = False
@@ -112,15 +116,15 @@ class Served:
         config = SchedulerConfig(
             max_model_len=CONTEXT, max_num_seqs=setting.rows, max_num_batched_tokens=setting.budget, enable_prefix_caching=setting.caching,
         )
-        self.scheduler = Scheduler(config, groups, layout.blocks)
+        self.scheduler = Scheduler(config, groups, layout.blocks, digest=_shortened(setting.key_bits))
         self.runner = Watched(Runner(loaded, blocks=layout.blocks, slots=setting.rows))
         runner: Any = self.runner
         self.engine = Engine(self.scheduler, runner, None, eos_ids=EOS, max_model_len=CONTEXT, seed=1)
 
-    def ask(self, prompt: Sequence[int], params: SamplingParams, *, stream: bool = False) -> Asked:
+    def ask(self, prompt: Sequence[int], params: SamplingParams, *, stream: bool = False, salt: Salt | None = None) -> Asked:
         checked = self.engine.check(prompt, params)
         asked = Asked(checked.name)
-        self.engine.submit(checked, asked.answers.put, stream=stream)
+        self.engine.submit(checked, asked.answers.put, stream=stream, salt=salt)
         return asked
 
     def together(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[RequestOutput]:
@@ -154,6 +158,11 @@ class Served:
             raise Failed(
                 f"after the last answer {stats.running} requests run, {stats.waiting} wait, and {stats.kv.held_blocks} blocks are held",
             )
+
+
+def _shortened(bits: int | None) -> Digest:
+    """SHA-256, or its first bits."""
+    return sha256 if bits is None else lambda data: bytes([sha256(data)[0] % 2**bits])
 
 
 @contextmanager

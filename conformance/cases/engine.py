@@ -287,6 +287,8 @@ def _deterministic(params: Params, address: Address, rig: Rig) -> tuple[str, ...
         sequences=1 if how == "preempted" else 8,
     )
     alone, way = Alone(rig, setting, address.seed), everything(replace(DRAWN, max_tokens=24 if how == "preempted" else 8))
+    if not alone.bits:
+        raise Failed(f"deterministic mode took kernels that do not declare batch_invariant: {', '.join(alone.kernels)}")
     prompts = _prompts(address, (31, 30, 29, 28) if how == "preempted" else (40, 17, 1))
     with serve(rig, setting, address.seed) as served:
         for _ in range(2 if how == "prefix" else 1):

@@ -23,6 +23,8 @@ def _logits(params: Params, random: np.random.Generator, samples: int, vocab: in
         logits[np.arange(samples), random.integers(0, vocab, samples)] += 20
     elif params["logits"] == "negative":
         logits -= 20
+    elif params["logits"] == "pairs":
+        logits[:, random.permutation(vocab)[:2]] = 40
     return logits
 
 
@@ -76,7 +78,7 @@ def _build(params: Params, random: np.random.Generator) -> Problem:
 
 FAMILIES = [Family("sample.draw", 1, {
     "vocab": ("1", "2", "33", "1024", "32003"), "samples": ("1", "2", "5", "17"),
-    "logits": ("normal", "ties", "flat", "peaked", "negative"),
+    "logits": ("normal", "ties", "flat", "peaked", "negative", "pairs"),
     "temperature": TEMPERATURES, "top_k": ("off", "0", "1", "2", "7", "beyond", "mixed"), "top_p": ("1", "0.9", "0.5", "0.001", "mixed"),
     "min_p": ("0", "0.05", "1", "mixed"), "edits": ("none", "penalties", "bias", "both"), "logprobs": ("-1", "0", "1", "5"),
 }, judged(_build))]

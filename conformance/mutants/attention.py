@@ -78,7 +78,7 @@ PAGES = [
     way("offsets_in_too_few_bits", "vLLM #47671, emulated with 16 bits", load=_flat(_strides, 2**16)),
     way("signed_offsets_overflow", "aiter #4427, emulated with 15 bits and a sign",
         load=lambda a, t, s: page(a, np.where(t * _strides(a)[0] >= 2**15, 0, t), s)),
-    way("block_ids_in_8_bits", OURS, load=_near),
+    replace(way("block_ids_in_8_bits", OURS, load=_near), families=("attention.decode",)),
     way("odd_last_block_skipped", OURS, load=_half_table),
     way("table_of_the_first_row", OURS, row_table=lambda table, row: table[0]),
     way("table_of_the_row_before", OURS, row_table=lambda table, row: table[row - 1]),
