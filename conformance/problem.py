@@ -90,13 +90,18 @@ class Problem:
 
     def moved(self, order: Array) -> Problem:
         """Block b of the memory lies at order[b], and every table and slot says so."""
+        assert self.paged is not None
+        return replace(self.renumbered(order), paged=self.paged.moved(order))
+
+    def renumbered(self, order: Array) -> Problem:
+        """Every table and slot says order[b] for block b; the memory stays as it is."""
         assert self.packed is not None and self.paged is not None
         packed = self.packed._replace(integers=self.packed.integers.copy())
         rows = unpack(*packed)[0].groups[0]
         size = self.paged.group.block_tokens
         rows.table[:] = order[rows.table]
         rows.slots[:] = order[rows.slots // size] * size + rows.slots % size
-        return replace(self, packed=packed, paged=self.paged.moved(order))
+        return replace(self, packed=packed)
 
     def fill(self, given: Mapping[Given, Any], arrays: tuple[Any, ...]) -> list[Any]:
         """The arguments in their order, from a platform's own arrays."""

@@ -15,7 +15,7 @@ from ..platforms import registry
 from ..platforms.contract import Options, Platform
 from .case import Failed, Unsupported
 from .oracle import Oracle
-from .problem import Array, Given, Problem, elsewhere
+from .problem import Array, Given, Paged, Problem, elsewhere
 
 IDLE = BatchShape(tokens=1, rows=1, samples=1, blocks=(1,), longest_query=1)
 NO_GROUP = StateGroup("none", (0,), {"k": StateArray(1, 1, "float32"), "v": StateArray(1, 1, "float32")})
@@ -133,22 +133,25 @@ class Rig:
         if problem.last_token is not None:
             state.last_token = self.platform.put(problem.last_token.copy())
         if paged is not None:
-            canonical = {name: array.transpose(1, 0, 2, 3).reshape(1, array.shape[1], -1, array.shape[3])
-                         for name, array in paged.arrays.items()}
-            blocks = {name: np.repeat(array, layers, axis=0) for name, array in canonical.items()}
-            self.platform.write_blocks(state, 0, range(count), blocks)
+            self.write(state, paged, range(count), layers)
         return state
+
+    def write(self, state: Any, paged: Paged, places: Sequence[int], layers: int = 1) -> None:
+        """Block b of `paged` to places[b], the same in each layer."""
+        canonical = {name: array.transpose(1, 0, 2, 3).reshape(1, array.shape[1], -1, array.shape[3])
+                     for name, array in paged.arrays.items()}
+        self.platform.write_blocks(state, 0, places, {name: np.repeat(array, layers, axis=0) for name, array in canonical.items()})
+
+    def read(self, state: Any, places: Sequence[int]) -> dict[str, Array]:
+        """name -> [blocks, kv_heads, block_tokens, dim] of the first layer."""
+        return {
+            name: array[0].reshape(array.shape[1], len(places), -1, array.shape[3]).transpose(1, 0, 2, 3)
+            for name, array in self.platform.read_blocks(state, 0, places).items()
+        }
 
     def blocks(self, problem: Problem, state: Any) -> dict[str, Array]:
         """name -> [blocks, kv_heads, block_tokens, dim] of the first layer."""
-        if problem.paged is None:
-            return {}
-        count = len(problem.paged.live)
-        read = self.platform.read_blocks(state, 0, range(count))
-        return {
-            name: array[0].reshape(array.shape[1], count, -1, array.shape[3]).transpose(1, 0, 2, 3)
-            for name, array in read.items()
-        }
+        return {} if problem.paged is None else self.read(state, range(len(problem.paged.live)))
 
 
 def _idle() -> Packed:

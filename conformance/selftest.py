@@ -62,7 +62,7 @@ def selftest(quick: bool = False, names: Sequence[str] | None = None, progress: 
     quick: only the quick cases. names: prefixes of the variants to try (default: all). progress: hears each finding.
     Raises `ConfigError` for a name that is nobody's.
     """
-    started, oracle = time.perf_counter(), _Remembering()
+    started, oracle = time.perf_counter(), Remembering()
     bugs, legal = _named(BUGS, LEGAL, names)
     listed = {case.id for case in quick_cases()} if quick else None
     found: list[list[Finding]] = []
@@ -111,7 +111,7 @@ def _named(bugs: Sequence[Variant], legal: Sequence[Variant], names: Sequence[st
     return [v for v in bugs if v.name.startswith(chosen)], [v for v in legal if v.name.startswith(chosen)]
 
 
-class _Remembering(Oracle):
+class Remembering(Oracle):
     """Expectations in memory: the bugs of one op are tried on the same cases."""
 
     def __init__(self) -> None:
@@ -129,8 +129,8 @@ def show(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     killed = len(report.bugs) - len(report.survivors)
     table = Table(title="Planted bugs", title_justify="left", show_edge=False)
-    for heading, width in (("bug", 46), ("made before by", 24), ("killed by", None), ("after", 6)):
-        table.add_column(heading, width=width, overflow="fold", justify="right" if heading == "after" else "left")
+    for heading in ("bug", "made before by", "killed by", "after"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "after" else "left")
     for finding in report.bugs:
         table.add_row(finding.name, finding.source, finding.case or "[bold red]survived[/]", str(finding.tried))
     if report.bugs:

@@ -41,6 +41,8 @@ class Setting:
     dtype: str = "float32"
     budget: int = 512
     rows: int = 8
+    long_prefill: int | None = None
+    """Tokens of one prompt that a step takes at most."""
     caching: bool = False
     sequences: int = 8
     block_tokens: int | None = None
@@ -115,6 +117,7 @@ class Served:
         layout = layout_for_tokens(groups, setting.sequences * CONTEXT, shape, ITEMSIZE)
         config = SchedulerConfig(
             max_model_len=CONTEXT, max_num_seqs=setting.rows, max_num_batched_tokens=setting.budget, enable_prefix_caching=setting.caching,
+            long_prefill_tokens=setting.long_prefill,
         )
         self.scheduler = Scheduler(config, groups, layout.blocks, digest=_shortened(setting.key_bits))
         self.runner = Watched(Runner(loaded, blocks=layout.blocks, slots=setting.rows))

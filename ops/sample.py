@@ -101,11 +101,15 @@ def draw(logits: Array, sampling: Sampling) -> Array:
     tokens = np.argmax(logits, axis=-1)
     for row in np.flatnonzero(temperature > 0):
         scores = kept(logits[row] / temperature[row], int(sampling.top_k[row]), float(sampling.top_p[row]), float(sampling.min_p[row]))
-        words = (sampling.seed_low, sampling.seed_high, sampling.index, sampling.position)
-        low, high, index, position = (np.asarray(word)[row : row + 1] for word in words)
-        uniform = uniforms(low, high, index, position, len(scores))[0]
-        tokens[row] = np.argmax(scores - np.log(-np.log(wide(uniform))))
+        tokens[row] = np.argmax(scores - np.log(-np.log(row_uniforms(sampling, row, len(scores)))))
     return tokens
+
+
+def row_uniforms(sampling: Sampling, row: Any, vocab: int) -> Array:
+    """[vocab] float64: the random numbers of one sample."""
+    words = (sampling.seed_low, sampling.seed_high, sampling.index, sampling.position)
+    low, high, index, position = (np.asarray(word)[row : row + 1] for word in words)
+    return wide(uniforms(low, high, index, position, vocab)[0])
 
 
 def kept(scores: Array, top_k: int, top_p: float, min_p: float) -> Array:

@@ -6,11 +6,30 @@ from functools import cache
 from ...errors import ConfigError, suggest
 from ..address import Address
 from ..case import Case, Family
-from . import attention, contract, elementwise, engine, experts, graph, linear, lookup, norm, prefixes, roofline, rope, sample, state, steps
+from . import (
+    attention,
+    contract,
+    elementwise,
+    engine,
+    experts,
+    far,
+    graph,
+    linear,
+    lookup,
+    norm,
+    prefixes,
+    roofline,
+    rope,
+    sample,
+    state,
+    steps,
+)
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for module in (contract, steps, lookup, elementwise, norm, rope, linear, experts, sample, state, attention, graph, engine, prefixes, roofline)
+    for module in (
+        contract, steps, lookup, elementwise, norm, rope, linear, experts, sample, state, attention, far, graph, engine, prefixes, roofline,
+    )
     for family in module.FAMILIES
 }
 

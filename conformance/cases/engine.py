@@ -67,24 +67,29 @@ def _batched(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     alone, way = Alone(rig, setting, address.seed), everything(WAYS[params["way"]])
     lengths = (17, 40, 1, 33, 16, 5, 64, 2)[: params.int("requests")]
     with serve(rig, setting, address.seed) as served:
-        _check(alone, served, _prompts(address, lengths), _each(way, len(lengths)))
+        ways = [replace(one, max_tokens=4 + 3 * place) for place, one in enumerate(_each(way, len(lengths)))]
+        _check(alone, served, _prompts(address, lengths), ways)
     return alone.kernels
 
 
 def _prefix(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
-    """Again the same prompts; prompts that begin alike, at once; one that leaves the known one in the middle of a block."""
-    setting = Setting(params["model"], caching=True)
+    """Again the same prompts; prompts that begin alike, at once; one that leaves the known one in the middle of a block; again
+    after others took a part of its blocks."""
+    when = params["when"]
+    setting = Setting(params["model"], caching=True, long_prefill=params.int("chunk") or None, sequences=1 if when == "evicted" else 8)
     alone, way = Alone(rig, setting, address.seed), everything(WAYS[params["way"]])
-    [first, tail] = _prompts(address, (50, 9))
+    [first, tail, other, another] = _prompts(address, (50, 9, 30, 52))
     first_round, second_round = {
         "again": ([first], [first, first[:48]]),
-        "together": ([first, [*first[:40], *tail]], [first]),
+        "together": ([first, [*first[:40], *tail], [*first[:49], *tail]], [first]),
         "diverged": ([first], [[*first[:37], *tail], first]),
-    }[params["when"]]
+        "evicted": ([first], [other, first, another, first]),
+    }[when]
     with serve(rig, setting, address.seed) as served:
-        for prompts in (first_round, second_round):
+        for prompts in ((one,) for one in (*first_round, *second_round)) if when == "evicted" else (first_round, second_round):
             _check(alone, served, prompts, [way] * len(prompts))
-        _happened("find a known prefix", served.engine.stats().kv.hit_tokens)
+        stats = served.engine.stats().kv
+        _happened(*(("evict a block", stats.evicted_blocks) if when == "evicted" else ("find a known prefix", stats.hit_tokens)))
     return alone.kernels
 
 
@@ -302,7 +307,7 @@ MODEL = tuple(MODELS)
 FAMILIES = [Family(f"engine.{name}", 4, axes, run) for name, run, axes in (
     ("chunked", _chunked, {"model": MODEL, "budget": ("16", "33", "64"), "way": TWO_WAYS}),
     ("batched", _batched, {"model": MODEL, "requests": ("2", "5", "8"), "way": TWO_WAYS}),
-    ("prefix", _prefix, {"model": MODEL, "when": ("again", "together", "diverged"), "way": TWO_WAYS}),
+    ("prefix", _prefix, {"model": MODEL, "when": ("again", "together", "diverged", "evicted"), "chunk": ("0", "16"), "way": TWO_WAYS}),
     ("preempted", _preempted, {"model": MODEL, "caching": YES_NO, "way": ("greedy", "penalties")}),
     ("seeded", _seeded, {"neighbours": tuple(NEIGHBOURS), "way": ("drawn", "filtered")}),
     ("samples", _samples, {"model": MODEL[::2], "n": ("2", "3"), "caching": YES_NO, "way": ("drawn",)}),

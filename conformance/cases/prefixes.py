@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...core.kv.exchange import pack, unpack
-from ...core.kv.prefix import DOMAIN, PrefixIndex
+from ...core.kv.prefix import PrefixIndex
 from ...core.kv.salt import Salt
 from ...core.transfer import export_prefix, import_prefix
 from ...errors import ExchangeError
@@ -58,15 +58,15 @@ def _collisions(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
 def _keys(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     """The chain as it is written down: the same in every process, on every machine."""
     size, salt = params.int("block"), Salt(adapter="a", media="m", tenant="t")
-    tokens = np.asarray(_prompt(address, 4 * size + 1), "<i4")
-    index, keys = PrefixIndex(size, 1, 8), []
+    tokens = np.asarray(_prompt(address, 4 * size), "<i4")
+    index, keys = PrefixIndex(size, 1, 8), list[bytes]()
     index.extend(keys, index.origin(salt), tokens.data.cast("B"))
     parts = b"".join(tag + len(text).to_bytes(8, "little") + text for tag, text in ((b"A", b"a"), (b"M", b"m"), (b"T", b"t")))
     link = hashlib.sha256(b"inferplane.prefix.1" + size.to_bytes(8, "little") + parts).digest()
     for place in range(4):
         link = hashlib.sha256(link + tokens[place * size : (place + 1) * size].tobytes()).digest()
         if len(keys) != 4 or keys[place] != link:
-            raise Failed(f"the key of block {place} is {keys[place].hex()[:16] if keys else None}, and must be {link.hex()[:16]} ({DOMAIN!r})")
+            raise Failed(f"the keys of four blocks are {[key.hex()[:8] for key in keys]}; number {place} must be {link.hex()[:8]}")
     return ()
 
 

@@ -76,6 +76,8 @@ PAGES = [
         load=_flat(lambda a: (_strides(a)[0], a.shape[-1], a.shape[1] * a.shape[-1]))),
     call("values_with_the_stride_of_keys", "aiter #3498", _key_stride),
     way("offsets_in_too_few_bits", "vLLM #47671, emulated with 16 bits", load=_flat(_strides, 2**16)),
+    replace(way("offsets_in_32_bits", "vLLM #47671, aiter #4427, SageAttention #386", load=_flat(_strides, 2**32)), families=("kv.far",)),
+    replace(way("signed_offsets_in_32_bits", "aiter #4427", load=_flat(_strides, 2**31)), families=("kv.far",)),
     way("signed_offsets_overflow", "aiter #4427, emulated with 15 bits and a sign",
         load=lambda a, t, s: page(a, np.where(t * _strides(a)[0] >= 2**15, 0, t), s)),
     replace(way("block_ids_in_8_bits", OURS, load=_near), families=("attention.decode",)),
@@ -351,7 +353,7 @@ def _changing_its_mind() -> Callable[[Attention], str | None]:
 
 def refusal(name: str, make: Callable[[], Callable[[Attention], Any]]) -> Variant:
     def platform() -> MutantPlatform:
-        return MutantPlatform([Kernel("attention", f"planted.{name}", make(), partial(attend, RIGHT))])
+        return MutantPlatform(kernels=[Kernel("attention", f"planted.{name}", make(), partial(attend, RIGHT))])
 
     return Variant(f"attention.{name}", "attention", OURS, platform, FAMILIES["attention"])
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...ops import DTYPES, Add, Attention, Linear, Moe, Multiply, Sample, Sampled, WriteKV
-from ...ops.sample import edited, kept
-from ...ops.threefry import uniforms
+from ...ops.elementwise import FORMULAS
+from ...ops.sample import edited, kept, logprobs, row_uniforms
 from . import experts, linear, memory, rows, sampling
 from .plant import Run, Variant, kernel
 from .rows import quiet, single
@@ -100,8 +100,9 @@ def products(name: str, why: str, product: Callable[[Array, Array], Array], **fi
     def run(spec: Linear, x: Array, weight: Sequence[Array], batch: Any) -> Any:
         dtype, number = DTYPES[spec.out_dtype or spec.dtype], len(spec.outputs)
         made = []
-        for tensor, bias in zip(weight, weight[number:] or [np.float32(0)] * number, strict=False):
-            made.append((product(single(x), single(tensor)) + single(bias)).astype(dtype))
+        for place, tensor in enumerate(weight[:number]):
+            bias = single(weight[number + place]) if spec.bias else np.zeros(len(tensor), np.float32)
+            made.append((product(single(x), single(tensor)) + bias).astype(dtype))
         return tuple(made) if number > 1 else made[0]
 
     return kernel(name, "linear", why, quiet(run), **fields)
@@ -125,7 +126,7 @@ def _fused(x: Array, w: Array) -> Array:
 def _splits(x: Array, w: Array) -> Array:
     """Four parts of the input axis by themselves."""
     parts = np.array_split(np.arange(x.shape[1]), 4)
-    return np.sum([x[:, part] @ w[:, part].T for part in parts], axis=0, dtype=np.float32)
+    return np.stack([x[:, part] @ w[:, part].T for part in parts]).sum(axis=0, dtype=np.float32)
 
 
 def _row_by_row(x: Array, w: Array) -> Array:
@@ -141,7 +142,7 @@ def _hidden_in_the_dtype(spec: Moe, x: Array, chosen: Array, weights: Array, wei
     for token, rank in np.ndindex(*chosen.shape):
         gate, up, down = (single(part[chosen[token, rank]]) for part in weight[:3])
         opened, raised = narrow(gate @ single(x[token])), narrow(up @ single(x[token]))
-        hidden = narrow(narrow(single(rows.FORMULAS[spec.activation](opened.astype(np.float64)))) * raised)
+        hidden = narrow(narrow(single(FORMULAS[spec.activation](opened.astype(np.float64)))) * raised)
         out[token] += weights[token, rank] * narrow(down @ hidden)
     return out.astype(x.dtype)
 
@@ -261,8 +262,7 @@ ROWS = [
 
 def _race(sampling_: Any, row: int, vocab: int) -> Array:
     """-log(-log u) from the same bits, by log1p."""
-    words = (sampling_.seed_low, sampling_.seed_high, sampling_.index, sampling_.position)
-    uniform = uniforms(*(np.asarray(word)[row : row + 1] for word in words), vocab=vocab)[0].astype(np.float64)
+    uniform = row_uniforms(sampling_, row, vocab)
     return -np.log(-np.log1p(uniform - 1))
 
 
@@ -272,11 +272,9 @@ def _exponential_race(spec: Sample, logits: Array, s: Any, batch: Any, state: An
     tokens = changed.argmax(axis=-1).astype(np.int32)
     for row in np.flatnonzero(s.temperature > 0):
         scores = kept(changed[row] / s.temperature[row], int(s.top_k[row]), float(s.top_p[row]), float(s.min_p[row]))
-        words = (np.asarray(word)[row : row + 1] for word in (s.seed_low, s.seed_high, s.index, s.position))
-        uniform = uniforms(*words, vocab=len(scores))[0].astype(np.float64)
-        tokens[row] = np.argmax(np.exp(scores - scores.max()) / -np.log(uniform))
+        tokens[row] = np.argmax(np.exp(scores - scores.max()) / -np.log(row_uniforms(s, row, len(scores))))
     state.last_token[batch.sample_slot] = tokens
-    return Sampled(tokens, *sampling.logprobs(np.asarray(logits, np.float64), tokens, batch.shape.logprobs))
+    return Sampled(tokens, *logprobs(np.asarray(logits, np.float64), tokens, batch.shape.logprobs))
 
 
 def _float32_logprobs(*arguments: Any) -> Sampled:

@@ -179,7 +179,7 @@ def _stale_preparation() -> MutantPlatform:
     """Weights are prepared once for a spec, and the next layer gets the handle of the first."""
     kept: dict[Linear, Any] = {}
     prepare = lambda spec, parts: kept.setdefault(spec, tuple(np.array(part) for part in parts))  # noqa: E731
-    return MutantPlatform([Kernel("linear", "planted.weights_prepared_once_per_spec", always, partial(multiply, RIGHT), prepare)])
+    return MutantPlatform(kernels=[Kernel("linear", "planted.weights_prepared_once_per_spec", always, partial(multiply, RIGHT), prepare)])
 
 
 def _input_scaled(spec: Linear, x: Array, *rest: Any) -> Any:

@@ -105,7 +105,7 @@ def _flushed(array: Array) -> Array:
 WRITES = [
     writer("skipped", "vllm-plugin-FL #353", tokens=lambda slots, all_: all_[:0]),
     writer("keys_written_as_values", OURS, value=lambda k, v: np.resize(k, v.shape) if k.shape != v.shape else k),
-    writer("values_not_written_where_dims_differ", OURS, value=lambda k, v: v if k.shape == v.shape else v * 0),
+    writer("values_not_written_where_dims_differ", OURS, value=lambda k, v: v if k.shape == v.shape else np.zeros_like(v)),
     writer("last_token_not_written", OURS, tokens=lambda slots, all_: all_[: max(1, len(all_) - 1)]),
     writer("tokens_past_16s_not_written", OURS, tokens=lambda slots, all_: all_ if len(all_) < 16 else all_[: len(all_) // 16 * 16]),
     writer("blocks_of_16_hard_coded", OURS, slots=lambda rows, size: rows.slots // 16 * size + rows.slots % 16 % size),
@@ -118,6 +118,7 @@ WRITES = [
     writer("slots_taken_as_consecutive", "flashinfer #3219", slots=lambda rows, size: rows.slots[:1] + np.arange(len(rows.slots))),
     writer("heads_and_tokens_swapped_in_strides", "vLLM #50276", strides=_token_major),
     writer("offsets_in_too_few_bits", "vLLM #50427, emulated with 16 bits", wrap=2**16),
+    replace(writer("offsets_in_32_bits", "vLLM #47671, #50427", wrap=2**32), families=("kv.far",)),
     writer("padding_written_to_the_last_block", "vLLM #57158",
            slots=lambda rows, size: np.where(rows.slots < size, rows.slots - size, rows.slots)),
     writer("contiguous_keys_assumed", "aiter #3498", key=lambda k, v: _contiguous(k)),

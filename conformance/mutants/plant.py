@@ -16,8 +16,8 @@ Run = Callable[..., Any]
 class MutantPlatform(Reference):
     """The reference platform with other kernels in place of its own for the same ops."""
 
-    def __init__(self, kernels: Sequence[Kernel] = ()) -> None:
-        super().__init__(Options())
+    def __init__(self, options: Options | None = None, kernels: Sequence[Kernel] = ()) -> None:
+        super().__init__(options or Options())
         self.mutants = tuple(kernels)
 
     def kernels(self) -> Sequence[Kernel]:
@@ -61,7 +61,7 @@ def kernel(name: str, op: str, source: str, run: Run, **fields: Any) -> Variant:
 def stateful(name: str, op: str, source: str, make: Callable[[], Run], **fields: Any) -> Variant:
     """A kernel whose `run` is made anew for each platform. fields: of `Kernel`."""
     def platform() -> Platform:
-        return MutantPlatform([Kernel(**{"op": op, "name": f"planted.{name}", "supports": always, "run": make(), **fields})])
+        return MutantPlatform(kernels=[Kernel(**{"op": op, "name": f"planted.{name}", "supports": always, "run": make(), **fields})])
 
     return Variant(f"{op}.{name}", op, source, platform, FAMILIES[op])
 

@@ -269,6 +269,10 @@ def _unique(spec: Any, x: Array, rows: Array) -> Array:
     return np.resize(np.asarray(x)[np.unique(rows)], (len(rows), x.shape[1])).astype(x.dtype) if len(rows) else np.asarray(x)[rows]
 
 
+def _without_nan(array: Array) -> Array:
+    return np.where(np.isnan(array.astype(np.float64)), 0, array).astype(array.dtype)
+
+
 def _narrow(spec: Any, tokens: Array, weight: Sequence[Array]) -> Array:
     return np.asarray(weight[0])[tokens % 2**12 if len(weight[0]) > 2**12 else tokens]
 
@@ -283,8 +287,7 @@ LOOKUP = [
            lambda spec, tokens, weight: np.asarray(weight[0])[np.minimum(tokens, max(0, len(weight[0]) - 2))]),
     kernel("ids_one_late", "embedding", OURS, lambda spec, tokens, weight: np.asarray(weight[0])[tokens - 1]),
     kernel("ids_in_12_bits", "embedding", "vLLM #50427, emulated", _narrow),
-    kernel("nan_cleaned", "embedding", OURS,
-           lambda spec, tokens, weight: np.nan_to_num(np.asarray(weight[0])[tokens].astype(np.float64)).astype(weight[0].dtype)),
+    kernel("nan_cleaned", "embedding", OURS, lambda spec, tokens, weight: _without_nan(np.asarray(weight[0])[tokens])),
     kernel("row_zero_is_padding", "embedding", OURS,
            lambda spec, tokens, weight: np.where((tokens == 0)[:, None], 0, np.asarray(weight[0])[tokens]).astype(weight[0].dtype)),
     kernel("through_bfloat16", "embedding", OURS,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...ops import Sample, Sampled, Sampling
-from ...ops.sample import edited, kept, logprobs
-from ...ops.threefry import threefry, uniforms
+from ...ops.sample import edited, kept, logprobs, row_uniforms
+from ...ops.threefry import threefry
 from .plant import Run, Variant, kernel, stateful
 
 Array = np.ndarray[Any, Any]
@@ -20,10 +20,7 @@ OURS = "our own"
 
 def noise(sampling: Sampling, row: int, vocab: int) -> Array:
     """[vocab] Gumbel numbers of one row."""
-    words = (sampling.seed_low, sampling.seed_high, sampling.index, sampling.position)
-    low, high, index, position = (np.asarray(word)[row : row + 1] for word in words)
-    uniform = uniforms(low, high, index, position, vocab)[0]
-    return -np.log(-np.log(uniform.astype(np.float64)))
+    return np.asarray(-np.log(-np.log(row_uniforms(sampling, row, vocab))))
 
 
 def keep(scores: Array, sampling: Sampling, row: int) -> Array:
@@ -93,7 +90,8 @@ def filters(top_k: Callable[[int], int] = int, top_p: str = "left", order: str =
                 last = scores[ranks[limit - 1]]
                 ranks = ranks[scores[ranks] >= last] if ties else ranks[:limit]
             elif step == "p" and (p := float(sampling.top_p[row])) < 1:
-                number = np.searchsorted(ends, p, side="right") if top_p == "short" else np.searchsorted(ends - shares, p, side=top_p)  # type: ignore[call-overload]
+                side: Any = "right" if top_p == "short" else top_p
+                number = np.searchsorted(ends if top_p == "short" else ends - shares, p, side=side)
                 ranks = ranks[: max(1, int(number))]
             elif step == "m":
                 ranks = ranks[ranked >= float(sampling.min_p[row])]

@@ -144,7 +144,8 @@ def attend_in_splits(way: Way, merge: Callable[[Array, Array], Array], spec: Att
                      sinks: Sequence[Array] | None = None) -> Array:
     """Every other tile of keys by itself, then both halves put together. merge(peaks [2, ...], their maximum) -> factors [2, ...]."""
     rows, out = batch.groups[cell.group], np.zeros((*q.shape[:-1], spec.value_dim), np.float32)
-    halves = [replace(way, tiles=lambda first, stop, keys, half=half: [*range(first, stop, keys)][half::2]) for half in range(2)]
+    halves = [replace(way, tiles=lambda first, stop, keys: range(first, stop, 2 * keys)),
+              replace(way, tiles=lambda first, stop, keys: range(first + keys, stop, 2 * keys))]
     for row, length in enumerate(batch.lengths):
         start, stop = int(batch.starts[row]), int(batch.starts[row + 1])
         if start < stop:

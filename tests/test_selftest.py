@@ -1,0 +1,108 @@
+"""The suite proves itself: planted bugs die, legal variants live."""
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+
+import pytest
+from inferplane.conformance import selftest as tested
+from inferplane.conformance.case import GOOD
+from inferplane.conformance.cases import FAMILIES, quick_cases
+from inferplane.conformance.mutants import BUGS, LEGAL, MutantPlatform, Variant
+from inferplane.conformance.rig import Rig
+from inferplane.errors import ConfigError
+from rich.console import Console
+
+OPS = sorted({variant.op for variant in BUGS})
+KNOWN_BUGS = {
+    "flash-attention #1745", "vLLM #53856", "flashinfer #3219", "aiter #3498", "vLLM #50276", "vLLM #47671", "flash-attention #2886",
+    "vllm-plugin-FL #353", "vLLM #3385", "transformers #29623", "mlx-lm #390", "tenstorrent/vllm #415", "vLLM #45704", "LMCache #1856",
+    "openvino.genai #3722", "vLLM #44701", "LMCache #1139", "triton #630", "triton #187", "sglang #39626", "kernels-community #1153",
+    "vllm-xpu-kernels #66", "sglang #25919", "tpu-inference #1386", "vLLM #41598", "sglang #35697", "neuralmagic/vllm #92",
+    "vLLM #40628", "vLLM #50292", "vLLM #31643", "vLLM #57158",
+}
+"""What public projects shipped in ops, attention, sampling and the engine, by one report of each kind."""
+
+
+@pytest.fixture(scope="module")
+def oracle() -> tested.Remembering:
+    return tested.Remembering()
+
+
+def quick(variant: Variant) -> list:
+    listed = {case.id for case in quick_cases()}
+    return [case for case in tested.cases_of(variant) if case.id in listed]
+
+
+def test_there_are_enough_bugs_and_legal_variants_each_with_a_name_of_its_own() -> None:
+    assert len(BUGS) >= 80 and len(LEGAL) >= 20
+    for variants in (BUGS, LEGAL):
+        names = Counter(variant.name for variant in variants)
+        assert max(names.values()) == 1
+        assert all(re.fullmatch(r"[a-z_]+\.[a-z0-9_]+", name) for name in names)
+
+
+def test_every_kind_of_bug_that_shipped_is_planted() -> None:
+    planted = " ".join(variant.source for variant in BUGS)
+    assert [known for known in sorted(KNOWN_BUGS) if known not in planted] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
+def test_planted_bugs_are_killed(op: str, oracle: tested.Remembering) -> None:
+    bugs = [bug for bug in BUGS if bug.op == op]
+    survivors = [bug for bug in bugs if tested.try_out(bug, quick(bug), oracle).case is None]
+    assert [bug.name for bug in survivors if tested.try_out(bug, tested.cases_of(bug), oracle).case is None] == []
+    assert len(survivors) <= max(1, len(bugs) // 20), f"the quick list should kill 95 %: {[bug.name for bug in survivors]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", sorted({variant.op for variant in LEGAL}))
+def test_legal_variants_are_not_failed(op: str, oracle: tested.Remembering) -> None:
+    findings = [tested.try_out(variant, tested.cases_of(variant)[:24], oracle) for variant in LEGAL if variant.op == op]
+    assert [(found.name, found.case, found.detail) for found in findings if found.case is not None] == []
+
+
+def test_a_kernel_that_says_yes_and_computes_wrong_says_no_and_computes_or_gives_no_reason_is_told_so() -> None:
+    said = {found.name: found.detail for found in tested.selftest(True, ["attention.says", "attention.future"]).bugs}
+    assert "times that of a naive evaluation" in said["attention.future_key_seen"]
+    assert "can be bound to it all the same" in said["attention.says_no_and_computes"]
+    assert "a refusal is a reason that a person can read" in said["attention.says_no_without_a_reason"]
+    assert "IndexError" in said["attention.says_yes_and_raises"]
+
+
+def test_a_report_tells_which_case_killed_which_bug_and_the_case_kills_it_alone() -> None:
+    heard: list[tested.Finding] = []
+    report = tested.selftest(True, ["sample.top_k_zero_is_one", "rope.float32"], heard.append)
+    [killed], [legal] = report.bugs, report.legal
+    assert heard == [killed, legal] and report.sound
+    assert killed.case is not None and legal.case is None
+    [bug] = [bug for bug in BUGS if bug.name == killed.name]
+    family = FAMILIES[killed.case.partition(":")[0]]
+    [case] = [case for case in family.cases() if case.id == killed.case]
+    assert case.run(Rig(bug.make(), reopen=bug.make)).verdict not in GOOD
+    written = io.StringIO()
+    tested.show(report, Console(file=written, width=260))
+    assert killed.case in written.getvalue() and "1 of 1 planted bugs killed by the quick list" in written.getvalue()
+
+
+def test_a_survivor_and_a_failed_legal_variant_make_the_suite_unsound() -> None:
+    survived = tested.Finding("a.b", "", None, "", 5, 0.1)
+    killed = tested.Finding("a.c", "", "x:y=1", "why", 5, 0.1)
+    assert tested.Report(True, (killed,), (survived,), 0.2).sound
+    assert not tested.Report(True, (survived,), (), 0.2).sound
+    assert not tested.Report(True, (), (killed,), 0.2).sound
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"sample\.top_k_zero_is_one"):
+        tested.selftest(True, ["sample.top_k_zero_is_two"])
+
+
+def test_the_platform_of_a_variant_is_the_reference_but_for_its_kernels() -> None:
+    plain = MutantPlatform()
+    [bug] = [bug for bug in BUGS if bug.name == "rope.scale_dropped"]
+    ours = {kernel.op: kernel.name for kernel in bug.make().kernels()}
+    assert {op for op, name in ours.items() if name.startswith("planted.")} == {"rope"}
+    assert set(ours) == {kernel.op for kernel in plain.kernels()}
