@@ -46,6 +46,16 @@ def neutral(session: nox.Session) -> None:
 
 
 @nox.session
+def conformance(session: nox.Session) -> None:
+    """The quick list of the suite on the platforms that run here: `nox -s conformance -- --platform cpu attention`."""
+    session.install(*CONSTRAINTS, ".")
+    chosen = [session.posargs] if session.posargs else [["--platform", name, "--quick"] for name in ("cpu", "reference")]
+    for place, arguments in enumerate(chosen):
+        session.run("inferplane", "conformance", "run", *arguments, "-o", f"{session.create_tmp()}/bundle{place}",
+                    env={"OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session
 def sanitizers(session: nox.Session) -> None:
     """The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer (gcc on Linux)."""
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
