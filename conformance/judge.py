@@ -128,7 +128,8 @@ def _reason(problem: Problem, place: int, found: Array, wanted: Array, dtype: st
     kind = problem.spec.tolerance
     magnitude = None if expected.magnitude is None else expected.magnitude[place]
     if kind.kind == "naive_relative" and expected.naive is not None:
-        return tolerance.naive_relative(found, expected.naive[place], wanted, factor=kind.factor, magnitude=magnitude)
+        naive = expected.naive[place]
+        return tolerance.naive_relative(found, naive, wanted, factor=kind.factor, halves=kind.halves, magnitude=magnitude)
     if kind.kind == "elementwise":
         return tolerance.within(found, wanted, depth=kind.depth, halves=kind.halves, magnitude=magnitude)
     return tolerance.within(found, wanted, depth=SAMPLE_DEPTH, magnitude=1 + np.abs(wanted))

@@ -9,7 +9,7 @@ import numpy as np
 from .elementwise import Add
 from .kernel import Default
 from .spec import Abstract, Spec, expect, spec, wide
-from .tolerance import NAIVE_RELATIVE, Tolerance, elementwise
+from .tolerance import Tolerance, elementwise
 from .weights import Tensor, Weight
 
 
@@ -82,7 +82,7 @@ class AddRmsNorm(Spec):
     """`ops.add_rms_norm(spec, x, residual, weight) -> (rms_norm(x + residual), x + residual)`. A kernel may round the sum first."""
 
     op = "add_rms_norm"
-    tolerance = NAIVE_RELATIVE
+    tolerance = Tolerance("naive_relative", halves=2)
 
     norm: RmsNorm
 

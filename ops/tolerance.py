@@ -15,7 +15,8 @@ class Tolerance:
     """One op's class.
 
     exact: equal bits. elementwise: `halves` half ulps of the output plus `depth` float32 roundings of the magnitude.
-    naive_relative: maximum and RMS error at most `factor` times those of a naive evaluation in the same dtype.
+    naive_relative: maximum and RMS error at most `factor` times those of a naive evaluation in the same dtype, which count
+    as `halves` half ulps at least.
     statistical: compared by distribution, by whoever draws the samples.
     """
 
@@ -70,11 +71,12 @@ def within(actual: Array, expected: Array, *, depth: int, halves: int = 1, magni
 
 
 def naive_relative(
-    actual: Array, naive: Array, expected: Array, *, factor: float = 2.0, depth: int = 8, magnitude: Array | None = None
+    actual: Array, naive: Array, expected: Array, *, factor: float = 2.0, halves: int = 1, depth: int = 8,
+    magnitude: Array | None = None,
 ) -> str | None:
     """None, or why `actual` errs more than `factor` times as much as `naive` does (maximum and RMS), both against float64.
 
-    A naive evaluation that was lucky still counts as half an ulp off, and by `depth` float32 roundings of the largest
+    A naive evaluation that was lucky still counts as `halves` half ulps off, and by `depth` float32 roundings of the largest
     `magnitude` (default: |expected|), the sum of the absolute values that were added up.
     Infinities and NaN must stand where float64 or the naive evaluation has them.
     """
@@ -89,7 +91,7 @@ def naive_relative(
         return None
     error, usual = np.abs(found - expected)[finite], np.abs(usual - expected)[finite]
     scale = np.abs(expected) if magnitude is None else magnitude
-    floor = np.maximum(half_ulp(expected[finite], actual.dtype), depth * 2.0**-24 * scale[finite].max())
+    floor = np.maximum(halves * half_ulp(expected[finite], actual.dtype), depth * 2.0**-24 * scale[finite].max())
     for name, measure in (("maximum", np.max), ("RMS", lambda e: np.sqrt(np.mean(e * e)))):
         size, allowed = float(measure(error)), factor * float(measure(np.maximum(usual, floor)))
         if not size <= allowed:

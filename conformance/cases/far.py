@@ -59,7 +59,7 @@ def _check_room(rig: Rig, group: StateGroup, blocks: int) -> None:
     needed = blocks * group.block_bytes({name: dtype.itemsize for name, dtype in DTYPES.items()})
     free = rig.platform.memory().free
     if needed > free / 2:
-        raise Unsupported(f"memory: {needed / 2**30:.1f} GiB of KV blocks are needed, and twice that free; {free / 2**30:.1f} GiB are")
+        raise Unsupported(f"memory: {needed / 2**30:.1f} GiB of KV blocks need twice that free, and {free / 2**30:.1f} GiB are")
 
 
 def _far_answer(problem: Problem, kernel: Kernel, rig: Rig, first: int) -> Answer:
