@@ -4,11 +4,11 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from stevedore.driver import DriverManager
 from stevedore.exception import NoMatches
 
 from ..errors import ModelError, ModelNotFound, suggest
 from ..model_zoo.base import Model
+from ..platforms.registry import Driver
 
 GROUP = "inferplane.models"
 
@@ -21,7 +21,7 @@ def model_types() -> list[str]:
 def model_class(model_type: str) -> type[Model]:
     """Raises `ModelNotFound` for an unknown model_type, `ModelError` for a plugin whose own code fails."""
     try:
-        found = _Driver(GROUP, model_type, on_load_failure_callback=_failed).driver
+        found = Driver(GROUP, model_type, on_load_failure_callback=_failed).driver
     except NoMatches:
         known = model_types()
         remedy = "Install a package that brings it." if known else "Install inferplane itself: pip install -e ."
@@ -35,13 +35,6 @@ def model_class(model_type: str) -> type[Model]:
             "Remedy: correct or remove the package that brings it."
         )
     return found
-
-
-class _Driver(DriverManager[Any]):
-    """Reads entry points afresh: stevedore's cache on disk misses what was reinstalled a moment ago."""
-
-    def list_entry_points(self) -> list[EntryPoint]:
-        return list(entry_points(group=self.namespace))
 
 
 def _failed(manager: Any, point: EntryPoint, error: BaseException) -> None:

@@ -125,6 +125,10 @@ class QkvRopeWrite(Spec):
     key: Rope
     write: WriteKV
 
+    @property
+    def dtype(self) -> str:
+        return self.query.dtype
+
     def infer(self, q: Abstract, k: Abstract, v: Abstract, cell: Any, batch: Any) -> Abstract:
         self.write.infer(self.key.infer(k, batch), v, cell, batch)
         return self.query.infer(q, batch)

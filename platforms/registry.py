@@ -84,7 +84,7 @@ def kernel_packs(platform: str) -> list[KernelPack]:
     return packs
 
 
-class _Driver(DriverManager[Any]):
+class Driver(DriverManager[Any]):
     """Reads entry points afresh: stevedore's cache on disk misses what was reinstalled within two minutes."""
 
     def list_entry_points(self) -> list[metadata.EntryPoint]:
@@ -102,7 +102,7 @@ def _entries(group: str) -> Iterator[metadata.EntryPoint]:
 def _driver(group: str, what: str, entry: metadata.EntryPoint) -> Any:
     """The object that one entry point names, and no other."""
     try:
-        return _Driver(group, entry.name).driver
+        return Driver(group, entry.name).driver
     except InferplaneError:
         raise
     except (Exception, SystemExit) as error:

@@ -186,11 +186,12 @@ def find_policy(name: str) -> Policy:
     """A fresh policy of that name, ours or a plugin's. Raises ConfigError."""
     if name in BUILTIN:
         return BUILTIN[name]()
-    from stevedore.driver import DriverManager
     from stevedore.exception import NoMatches
 
+    from ...platforms.registry import Driver
+
     try:
-        manager: Any = DriverManager(NAMESPACE, name, invoke_on_load=True)
+        manager: Any = Driver(NAMESPACE, name, invoke_on_load=True)
     except NoMatches:
         known = {*BUILTIN, *(entry.name for entry in entry_points(group=NAMESPACE))}
         raise ConfigError(f"policy {name!r} is unknown. {suggest(name, known)}") from None

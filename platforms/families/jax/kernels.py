@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any
 
 from ....ops import Kernel, always
+from ..supports import Plain
 from . import attention, experts, rows, sample
-from .supports import float_dtype, fused, single
+
+PLAIN = Plain("JAX")
 
 EXACT: dict[str, Callable[..., Any]] = {
     "embedding": rows.embedding, "take_rows": rows.take_rows, "add": rows.add, "multiply": rows.multiply,
@@ -30,13 +32,13 @@ def kernels(device: Any) -> Sequence[Kernel]:
     """Every op of the contract, weights prepared on `device`."""
     norm = partial(rows.prepare_norm, device)
     return [
-        *(Kernel(op, f"jax.{op}", float_dtype, run, batch_invariant=True) for op, run in EXACT.items()),
-        *(Kernel(op, f"jax.{op}", float_dtype, run) for op, run in ROUNDED.items()),
-        *(Kernel(op, f"jax.{op}", float_dtype, run, norm) for op, run in NORMS.items()),
-        Kernel("linear", "jax.linear", single, rows.linear),
-        Kernel("linear", "jax.fused_linear", fused, rows.linear, partial(rows.prepare_linear, device)),
+        *(Kernel(op, f"jax.{op}", PLAIN.float_dtype, run, batch_invariant=True) for op, run in EXACT.items()),
+        *(Kernel(op, f"jax.{op}", PLAIN.float_dtype, run) for op, run in ROUNDED.items()),
+        *(Kernel(op, f"jax.{op}", PLAIN.float_dtype, run, norm) for op, run in NORMS.items()),
+        Kernel("linear", "jax.linear", PLAIN.single, rows.linear),
+        Kernel("linear", "jax.fused_linear", PLAIN.fused, rows.linear, partial(rows.prepare_linear, device)),
         Kernel("router", "jax.router", always, experts.router),
-        Kernel("moe", "jax.moe", float_dtype, experts.moe, partial(experts.prepare, device)),
+        Kernel("moe", "jax.moe", PLAIN.float_dtype, experts.moe, partial(experts.prepare, device)),
         Kernel("derive", "jax.derive", always, sample.derive, batch_invariant=True),
         Kernel("sample", "jax.sample", always, sample.sample),
     ]

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from ....ops import Kernel, always
+from ..supports import Plain
 from . import attention, experts, linear, rows, sample
-from .supports import float_dtype
+
+PLAIN = Plain("torch")
 
 EXACT: dict[str, Callable[..., Any]] = {
     "embedding": rows.embedding, "take_rows": rows.take_rows, "add": rows.add, "multiply": rows.multiply, "scale": rows.scale,
@@ -32,13 +34,13 @@ def kernels(device: torch.device) -> Sequence[Kernel]:
     """Every op of the contract, weights prepared on `device`."""
     norm = partial(rows.prepare_norm, device)
     return [
-        *(Kernel(op, f"torch.{op}", float_dtype, run, batch_invariant=True) for op, run in EXACT.items()),
-        *(Kernel(op, f"torch.{op}", float_dtype, run) for op, run in ROUNDED.items()),
-        *(Kernel(op, f"torch.{op}", float_dtype, run, norm) for op, run in NORMS.items()),
-        Kernel("linear", "torch.linear", linear.single, linear.run(device)),
-        Kernel("linear", "torch.fused_linear", linear.fused, linear.run(device), partial(linear.prepare, device)),
+        *(Kernel(op, f"torch.{op}", PLAIN.float_dtype, run, batch_invariant=True) for op, run in EXACT.items()),
+        *(Kernel(op, f"torch.{op}", PLAIN.float_dtype, run) for op, run in ROUNDED.items()),
+        *(Kernel(op, f"torch.{op}", PLAIN.float_dtype, run, norm) for op, run in NORMS.items()),
+        Kernel("linear", "torch.linear", PLAIN.single, linear.run(device)),
+        Kernel("linear", "torch.fused_linear", PLAIN.fused, linear.run(device), partial(linear.prepare, device)),
         Kernel("router", "torch.router", always, experts.router),
-        Kernel("moe", "torch.moe", float_dtype, experts.moe, partial(experts.prepare, device)),
+        Kernel("moe", "torch.moe", PLAIN.float_dtype, experts.moe, partial(experts.prepare, device)),
         Kernel("derive", "torch.derive", always, sample.derive, batch_invariant=True),
         Kernel("sample", "torch.sample", always, sample.sample),
     ]

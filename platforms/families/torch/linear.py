@@ -8,27 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ....ops import Linear, Support
+from ....ops import Linear
 from .arrays import TORCH, tensor
-from .supports import float_dtype
-
-
-def single(spec: Linear) -> Support:
-    return _plain(spec) or (f"{len(spec.outputs)} outputs need a fused weight" if len(spec.outputs) > 1 else None)
-
-
-def fused(spec: Linear) -> Support:
-    return _plain(spec) or ("one output needs no fused weight" if len(spec.outputs) == 1 else None)
-
-
-def _plain(spec: Linear) -> Support:
-    if spec.scheme is not None:
-        return f"scheme {spec.scheme!r} is not implemented in plain torch; only unquantized weights are"
-    if spec.reduce:
-        return "the input axis is sharded, and plain torch has no collectives; the platform brings its own kernel"
-    if spec.out_dtype not in (None, spec.dtype, "float32"):
-        return f"out_dtype {spec.out_dtype}; only {spec.dtype} and float32 are implemented"
-    return float_dtype(spec)
 
 
 def prepare(device: torch.device, spec: Linear, parts: Sequence[Any]) -> tuple[torch.Tensor, ...]:

@@ -1,0 +1,34 @@
+"""What kernels in plain framework calls answer when they are asked whether they support a spec."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...ops import Linear, Support
+
+COMPUTES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The answers of one framework's plain kernels: they compute in float32 and round once, from and to `COMPUTES`."""
+
+    framework: str
+
+    def float_dtype(self, spec: Any) -> Support:
+        return None if spec.dtype in COMPUTES else f"dtype {spec.dtype}; plain {self.framework} kernels compute in {', '.join(COMPUTES)}"
+
+    def single(self, spec: Linear) -> Support:
+        return self._linear(spec) or (f"{len(spec.outputs)} outputs need a fused weight" if len(spec.outputs) > 1 else None)
+
+    def fused(self, spec: Linear) -> Support:
+        return self._linear(spec) or ("one output needs no fused weight" if len(spec.outputs) == 1 else None)
+
+    def _linear(self, spec: Linear) -> Support:
+        if spec.scheme is not None:
+            return f"scheme {spec.scheme!r} is not implemented in plain {self.framework}; only unquantized weights are"
+        if spec.reduce:
+            return f"the input axis is sharded, and plain {self.framework} kernels have no collectives; the platform brings its own"
+        if spec.out_dtype not in (None, spec.dtype, "float32"):
+            return f"out_dtype {spec.out_dtype}; only {spec.dtype} and float32 are implemented"
+        return self.float_dtype(spec)
