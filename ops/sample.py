@@ -80,18 +80,21 @@ class Sample(Spec):
 
 
 def edited(logits: Array, sampling: Sampling) -> Array:
-    """[samples, vocab]: penalties (Keskar et al. 2019 for repetition), then biases, on the pairs that the edits name."""
-    rows, tokens = sampling.edit_sample, sampling.edit_token
-    if not len(rows):
+    """[samples, vocab]: penalties (Keskar et al. 2019 for repetition), then biases, on the pairs that the edits name.
+
+    Each edited logit is computed in float64 and rounded to float32 once: whether two of them tie is part of the definition.
+    """
+    seen, count, bias = np.asarray(sampling.edit_seen) > 0, np.asarray(sampling.edit_count), wide(sampling.edit_bias)
+    real = seen | (count > 0) | (bias != 0)
+    if not real.any():
         return logits
-    old = logits[rows, tokens]
-    repetition = np.where(np.asarray(sampling.edit_seen) > 0, sampling.repetition[rows], 1.0)
-    new = np.where(old > 0, old / repetition, old * repetition)
-    count = np.asarray(sampling.edit_count)
-    new = new - sampling.frequency[rows] * count - sampling.presence[rows] * (count > 0) + sampling.edit_bias
+    rows, tokens = (np.asarray(places)[real] for places in (sampling.edit_sample, sampling.edit_token))
+    repetition, presence, frequency = (wide(one)[rows] for one in (sampling.repetition, sampling.presence, sampling.frequency))
+    old = wide(logits[rows, tokens])
+    factor = np.where(seen[real], repetition, 1.0)
+    penalty = frequency * count[real] + presence * (count[real] > 0)
     changed = logits.copy()
-    with np.errstate(invalid="ignore"):
-        np.add.at(changed, (rows, tokens), np.where(new == old, 0.0, new - old))
+    changed[rows, tokens] = (np.where(old > 0, old / factor, old * factor) - penalty + bias[real]).astype(np.float32)
     return changed
 
 
