@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.models import model_class
 from ..errors import ConfigError, suggest
+from ..model_zoo.base import UNQUANTIZED
 from ..ops import Tensor, WeightTable
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -52,6 +53,7 @@ class RandomWeights:
 
     def __init__(self, name: str, config: Mapping[str, Any], seed: int = 0) -> None:
         self.name, self.config, self.seed = name, config, seed
+        self.precision = UNQUANTIZED
         family = model_class(config["model_type"])
         self.tensors: Mapping[str, Tensor] = family(config, dtype="bfloat16", block_tokens=16).weights.tensors()
 

@@ -25,12 +25,14 @@ from ..ops import (
     Router,
     Sample,
     Scale,
+    Scheme,
     Spec,
     TakeRows,
     WriteKV,
 )
 
 HUGE = 2**31 + 1
+ODD_SCHEME = Scheme("int4", group=7, rows=3, zeros=True)
 
 
 def _rope(dtype: str, heads: int = 4) -> Rope:
@@ -68,7 +70,7 @@ PLAIN: dict[str, Callable[[str], Spec]] = {
 ODD: dict[str, tuple[dict[str, Any], ...]] = {
     "embedding": ({"vocab": Dim(1)}, {"vocab": Dim(HUGE)}, {"size": 1}),
     "linear": (
-        {"bias": True}, {"outputs": (Dim(1), Dim(HUGE), Dim(3))}, {"input": Dim(1)}, {"reduce": True}, {"scheme": "int3_by_nobody"},
+        {"bias": True}, {"outputs": (Dim(1), Dim(HUGE), Dim(3))}, {"input": Dim(1)}, {"reduce": True}, {"scheme": ODD_SCHEME},
         *({"out_dtype": dtype} for dtype in DTYPES),
     ),
     "take_rows": ({"size": 1}, {"size": HUGE}),

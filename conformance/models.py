@@ -12,6 +12,7 @@ from ..core.request import Request, SamplingParams
 from ..core.runner import pack
 from ..core.scheduler.plan import RowPlan
 from ..errors import ResolutionError
+from ..model_zoo.base import UNQUANTIZED
 from ..ops import DTYPES, KernelPack, WeightTable
 from ..platforms.contract import Platform
 from .case import Unsupported
@@ -46,6 +47,7 @@ class RandomSource:
     def __init__(self, config: Mapping[str, Any], seed: int = 0, dtype: str = "float32") -> None:
         self.config, self.seed, self.dtype, self.fingerprint = config, seed, DTYPES[dtype], f"random-{dtype}-{seed}"
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.precision = UNQUANTIZED
 
     def check(self, weights: WeightTable) -> None:
         self.shapes = {name: tensor.shape for name, tensor in weights.tensors().items()}

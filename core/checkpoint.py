@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, ModelNotFound
+from ..model_zoo.base import UNQUANTIZED, Precision
 from ..ops import FLOATS, WeightTable
 from .safetensors_file import SafetensorsFile
 
@@ -57,6 +58,11 @@ class Checkpoint:
     @property
     def model_type(self) -> str:
         return str(self.config.get("model_type", ""))
+
+    @property
+    def precision(self) -> Precision:
+        """How its linears are quantized."""
+        return UNQUANTIZED
 
     def tensor(self, name: str) -> np.ndarray[Any, Any]:
         """A read-only view in the stored dtype (bfloat16 is ml_dtypes')."""

@@ -19,6 +19,7 @@ class ModelConfig:
     """What to serve.
 
     model: a folder, or a name on the Hugging Face hub; None: the embedded model. revision: of a hub name.
+    quantization: of the linears while loading, int8, int4 or a scheme; None: as they are stored.
     dtype: what to compute in; "auto": the checkpoint's where the platform has it. max_model_len: tokens of prompt and
     answer together; None: the checkpoint's. tokenizer: a folder or hub name, where it is not the model's own.
     """
@@ -27,10 +28,11 @@ class ModelConfig:
     revision: str | None = None
     tokenizer: str | None = None
     dtype: str = "auto"
+    quantization: str | None = None
     max_model_len: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "revision", "tokenizer"):
+        for name in ("model", "revision", "tokenizer", "quantization"):
             _text(name, getattr(self, name))
         _one_of("dtype", self.dtype, ("auto", *FLOATS))
         _whole("max_model_len", self.max_model_len, 2)

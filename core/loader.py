@@ -9,12 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import ConfigError
-from ..model_zoo.base import Model
-from ..ops import DTYPES, KernelPack, Tensor, WeightTable
+from ..model_zoo.base import Model, Precision
+from ..ops import DTYPES, KernelPack, Quantized, Scheme, Tensor, WeightTable
+from ..ops.quantize import quantize
 from ..platforms.contract import Platform
 from .graph import Graph, Weights
 from .localize import Mesh, local_tensor
 from .models import model_class
+from .quantization import choose_precision
 from .resolve import Choice, Resolution, resolve
 from .trace import Use, trace
 
@@ -34,7 +36,11 @@ class Source(Protocol):
     def check(self, weights: WeightTable) -> None:
         """Raise `CheckpointError` unless every tensor of the table is there in its shape."""
 
-    def tensor(self, name: str) -> np.ndarray[Any, Any]:
+    @property
+    def precision(self) -> Precision:
+        """How its linears are quantized already."""
+
+    def tensor(self, name: str) -> np.ndarray[Any, Any] | Quantized:
         """A view where the format allows one."""
 
 
@@ -43,6 +49,8 @@ class LoadOptions:
     """What a person may decide about a load."""
 
     dtype: str = "auto"
+    quantization: str | None = None
+    """A preset or a scheme; None: as the checkpoint is stored."""
     max_model_len: int | None = None
     block_tokens: int | None = None
     kernels: Mapping[str, str] | None = None
@@ -75,7 +83,10 @@ def plan_model(
     dtype = choose_dtype(options.dtype, source.config, platform)
     block_tokens = _choose_block_tokens(options.block_tokens, platform)
     family = model_class(str(source.config.get("model_type", "")))
-    model = family(source.config, dtype=dtype, block_tokens=block_tokens, max_model_len=options.max_model_len)
+    precision = choose_precision(options.quantization, source.precision)
+    model = family(
+        source.config, dtype=dtype, block_tokens=block_tokens, max_model_len=options.max_model_len, precision=precision
+    )
     if options.max_model_len is not None and options.max_model_len > model.context_tokens:
         asked, most = options.max_model_len, model.context_tokens
         raise ConfigError(f"max_model_len {asked} was asked for, and this model was made for {most} tokens; lower it")
@@ -129,10 +140,19 @@ class _Preparer:
 
     def _prepare(self, choice: Choice, parts: Sequence[Tensor]) -> Any:
         dtype = DTYPES[getattr(choice.spec, "dtype", "float32")]
-        host = [local_tensor(self.source.tensor(part.name), part, self.mesh).astype(dtype, copy=False) for part in parts]
+        host: list[Any] = [local_tensor(self.source.tensor(part.name), part, self.mesh) for part in parts]
+        scheme = getattr(choice.spec, "scheme", None)
+        ready = [self._stored(part, dtype, scheme) for part in host]
         if choice.kernel and choice.kernel.prepare:
-            return choice.kernel.prepare(choice.local, host)
-        return tuple(self.platform.put(array) for array in host)
+            return choice.kernel.prepare(choice.local, ready)
+        return tuple(self.platform.put(array) for array in ready)
+
+    @staticmethod
+    def _stored(part: Any, dtype: Any, scheme: Scheme | None) -> Any:
+        """As the kernel takes it: in its dtype, or, of a quantized linear, as codes; biases stay floats."""
+        if isinstance(part, Quantized):
+            return part
+        return quantize(part, scheme) if scheme and part.ndim == 2 else part.astype(dtype, copy=False)
 
     def placed_twice(self) -> tuple[str, ...]:
         seen: dict[str, int] = {}

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
-
 from ..errors import SpecError
-from ..ops import Dim, Linear, Spec, Tensor
+from ..ops import Dim, Linear, Quantized, Spec, Tensor
 
 SHARDED = ("heads", "kv_heads", "mlp", "vocab", "experts")
 
@@ -55,8 +53,12 @@ def _local(value: Any, mesh: Mesh, op: str) -> Any:
     return value
 
 
-def local_tensor(array: np.ndarray[Any, Any], tensor: Tensor, mesh: Mesh) -> np.ndarray[Any, Any]:
-    """This device's part of a checkpoint tensor: a view."""
+def local_tensor(array: Any, tensor: Tensor, mesh: Mesh) -> Any:
+    """This device's part of a checkpoint tensor: a view. Raises `SpecError` for a quantized one that would be divided."""
+    if isinstance(array, Quantized):
+        if mesh.ways:
+            raise SpecError(f"{tensor.name} is quantized, and quantized weights are not divided among devices yet; use one device")
+        return array
     for dimension, (size, axis) in enumerate(zip(tensor.shape, tensor.axes, strict=True)):
         ours = mesh.divide(size, axis, tensor.name)
         if ours != size:

@@ -48,7 +48,8 @@ def open_source(config: EngineConfig) -> Checkpoint:
 
 def load_options(config: EngineConfig) -> LoadOptions:
     return LoadOptions(
-        dtype=config.model.dtype, max_model_len=config.model.max_model_len, block_tokens=config.cache.block_size,
+        dtype=config.model.dtype, quantization=config.model.quantization,
+        max_model_len=config.model.max_model_len, block_tokens=config.cache.block_size,
         kernels=config.execution.kernels, deterministic=config.execution.deterministic,
     )
 

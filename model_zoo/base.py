@@ -2,17 +2,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..ops import StateGroup, WeightTable
+from ..errors import CheckpointError
+from ..ops import Scheme, StateGroup, WeightTable
+
+
+def unquantized(module: str) -> Scheme | None:
+    """The answer for every module of a model whose weights are floats."""
+    return None
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a model keeps what it does not compute in: the scheme of a linear by its module's name in the checkpoint."""
+
+    scheme: Callable[[str], Scheme | None] = unquantized
+
+    def of(self, *modules: str) -> Scheme | None:
+        """The one scheme of modules that are fused into one linear. Raises `CheckpointError` where they differ."""
+        schemes = {self.scheme(module) for module in modules}
+        if len(schemes) > 1:
+            found = ", ".join(f"{module}: {self.scheme(module)}" for module in modules)
+            raise CheckpointError(f"these share their input, and run as one: {found}. Remedy: quantize all of them alike, or none.")
+        return schemes.pop()
+
+
+UNQUANTIZED = Precision()
 
 
 class Model(ABC):
     """Built from a parsed config.json. Its specs are made here, once.
 
     `config` is the dict of config.json; `dtype` what it computes in; `block_tokens` the size of a KV block;
-    `max_model_len` the longest sequence that will be served (it fixes dynamic rope scaling).
+    `max_model_len` the longest sequence that will be served (it fixes dynamic rope scaling); `precision` what is quantized.
     """
 
     model_type: ClassVar[str]
@@ -25,7 +50,10 @@ class Model(ABC):
     states: Sequence[StateGroup]
 
     @abstractmethod
-    def __init__(self, config: Mapping[str, Any], *, dtype: str, block_tokens: int, max_model_len: int | None = None) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], *, dtype: str, block_tokens: int, max_model_len: int | None = None,
+        precision: Precision = UNQUANTIZED,
+    ) -> None:
         """Raises `CheckpointError` for a config that does not describe this family."""
 
     @abstractmethod

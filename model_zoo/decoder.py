@@ -23,11 +23,14 @@ from ..ops import (
     WeightTable,
     WriteKV,
 )
-from .base import Model
+from .base import UNQUANTIZED, Model, Precision
 from .config import ACTIVATIONS, AGAIN, Fields, read
 from .rotary import rotary
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+QKV, OUT = "self_attn.q_proj self_attn.k_proj self_attn.v_proj", "self_attn.o_proj"
+GATE_UP, DOWN = "mlp.gate_proj mlp.up_proj", "mlp.down_proj"
+"""The linears of a layer: the modules that are fused into each."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ class Decoder(Model):
     def design(config: Fields) -> Design:
         """Raises `CheckpointError` for a config that does not describe this family."""
 
-    def __init__(self, config: Mapping[str, Any], *, dtype: str, block_tokens: int, max_model_len: int | None = None) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], *, dtype: str, block_tokens: int, max_model_len: int | None = None,
+        precision: Precision = UNQUANTIZED,
+    ) -> None:
         fields = read(config, self.model_type)
         d = self.design(fields)
         if d.heads % d.kv_heads:
@@ -75,7 +81,6 @@ class Decoder(Model):
         self.norm = RmsNorm(size=d.embed, epsilon=d.epsilon, dtype=dtype)
         self.add_norm = AddRmsNorm(norm=self.norm)
         self.add = Add(dtype=dtype)
-        self.qkv = Linear(input=embed, outputs=(q_size, kv_size, kv_size), dtype=dtype, bias=d.qkv_bias)
         self.head_norm = RmsNorm(size=d.head_dim, epsilon=d.epsilon, dtype=dtype)
         self.rope_write = QkvRopeWrite(
             query=Rope(heads=heads, head_dim=d.head_dim, frequencies=turn.frequencies, dtype=dtype, scale=turn.factor),
@@ -87,11 +92,18 @@ class Decoder(Model):
             scale=d.head_dim**-0.5, dtype=dtype, window=window,
         ) for window in set(d.windows)}
         self.attention = tuple(by_window[window] for window in d.windows)
-        self.out = Linear(input=q_size, outputs=(embed,), dtype=dtype, bias=d.out_bias)
-        self.gate_up = Linear(input=embed, outputs=(mlp, mlp), dtype=dtype, bias=d.mlp_bias)
         self.activation = GatedActivation(kind=d.activation, dtype=dtype)
-        self.down = Linear(input=mlp, outputs=(embed,), dtype=dtype, bias=d.mlp_bias)
-        self.lm_head = Linear(input=embed, outputs=(vocab,), dtype=dtype, out_dtype="float32")
+
+        def linear(modules: str, inputs: Dim, outputs: tuple[Dim, ...], bias: bool) -> list[Linear]:
+            """One for each layer: a checkpoint may quantize some of them."""
+            names = [[f"model.layers.{i}.{module}" for module in modules.split()] for i in range(self.num_layers)]
+            return [Linear(input=inputs, outputs=outputs, dtype=dtype, bias=bias, scheme=precision.of(*fused)) for fused in names]
+
+        self.qkv = linear(QKV, embed, (q_size, kv_size, kv_size), d.qkv_bias)
+        self.out = linear(OUT, q_size, (embed,), d.out_bias)
+        self.gate_up = linear(GATE_UP, embed, (mlp, mlp), d.mlp_bias)
+        self.down = linear(DOWN, mlp, (embed,), d.mlp_bias)
+        self.lm_head = Linear(input=embed, outputs=(vocab,), dtype=dtype, out_dtype="float32", scheme=precision.of("lm_head"))
 
         self.weights = WeightTable(
             top={
@@ -99,22 +111,26 @@ class Decoder(Model):
                 "norm": self.norm.weight("model.norm"),
                 "head": self.lm_head.weight("model.embed_tokens" if d.tied else "lm_head"),
             },
-            layers=[self._layer_weights(f"model.layers.{i}") for i in range(self.num_layers)],
+            layers=[self._layer_weights(i) for i in range(self.num_layers)],
             ignored=(".rotary_emb.inv_freq", *(("lm_head.weight",) if d.tied else ())),
         )
         self.states = _groups(d, StateArray(d.kv_heads, d.head_dim, dtype), block_tokens)
 
-    def _layer_weights(self, at: str) -> dict[str, Weight]:
-        attn, mlp = f"{at}.self_attn", f"{at}.mlp"
-        norms = {"q_norm": self.head_norm.weight(f"{attn}.q_norm"), "k_norm": self.head_norm.weight(f"{attn}.k_norm")}
+    def _layer_weights(self, i: int) -> dict[str, Weight]:
+        at = f"model.layers.{i}"
+        norms = {name: self.head_norm.weight(f"{at}.self_attn.{name}") for name in ("q_norm", "k_norm")}
+
+        def linear(spec: Linear, modules: str) -> Weight:
+            return spec.weight(*(f"{at}.{module}" for module in modules.split()))
+
         return {
             "attn_norm": self.norm.weight(f"{at}.input_layernorm"),
-            "qkv": self.qkv.weight(f"{attn}.q_proj", f"{attn}.k_proj", f"{attn}.v_proj"),
+            "qkv": linear(self.qkv[i], QKV),
             **(norms if self.qk_norm else {}),
-            "out": self.out.weight(f"{attn}.o_proj"),
+            "out": linear(self.out[i], OUT),
             "mlp_norm": self.norm.weight(f"{at}.post_attention_layernorm"),
-            "gate_up": self.gate_up.weight(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-            "down": self.down.weight(f"{mlp}.down_proj"),
+            "gate_up": linear(self.gate_up[i], GATE_UP),
+            "down": linear(self.down[i], DOWN),
         }
 
     def embed(self, ops: Any, w: Any, batch: Any) -> Any:
@@ -123,19 +139,19 @@ class Decoder(Model):
     def layer(self, i: int, ops: Any, x: Any, w: Any, batch: Any, state: Any) -> Any:
         h = self._attend(i, ops, ops.rms_norm(self.norm, x, w.attn_norm), w, batch, state)
         h, x = ops.add_rms_norm(self.add_norm, h, x, w.mlp_norm)
-        gate, up = ops.linear(self.gate_up, h, w.gate_up, batch)
-        h = ops.linear(self.down, ops.gated_activation(self.activation, gate, up), w.down, batch)
+        gate, up = ops.linear(self.gate_up[i], h, w.gate_up, batch)
+        h = ops.linear(self.down[i], ops.gated_activation(self.activation, gate, up), w.down, batch)
         return ops.add(self.add, h, x)
 
     def _attend(self, i: int, ops: Any, h: Any, w: Any, batch: Any, state: Any) -> Any:
         """h [tokens, embed] -> [tokens, embed]."""
         tokens = h.shape[0]
-        q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in ops.linear(self.qkv, h, w.qkv, batch))
+        q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in ops.linear(self.qkv[i], h, w.qkv, batch))
         if self.qk_norm:
             q, k = ops.rms_norm(self.head_norm, q, w.q_norm), ops.rms_norm(self.head_norm, k, w.k_norm)
         q = ops.qkv_rope_write(self.rope_write, q, k, v, state, batch)
         mixed = ops.attention(self.attention[i], q, state, batch)
-        return ops.linear(self.out, mixed.reshape(tokens, -1), w.out, batch)
+        return ops.linear(self.out[i], mixed.reshape(tokens, -1), w.out, batch)
 
     def head(self, ops: Any, w: Any, rows: Any, batch: Any) -> Any:
         return ops.linear(self.lm_head, ops.rms_norm(self.norm, rows, w.norm), w.head, batch)

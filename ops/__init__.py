@@ -8,6 +8,7 @@ from .kernel import Default, Kernel, KernelPack, Support, always
 from .linear import Linear
 from .moe import Moe, Router
 from .norm import ADD_RMS_NORM, AddRmsNorm, LayerNorm, RmsNorm
+from .quantize import Quantized, Scheme
 from .rope import Rope
 from .sample import Sample, Sampled, Sampling
 from .spec import DTYPES, FLOATS, Abstract, Dim, Spec
@@ -21,7 +22,8 @@ __all__ = [
     "ADD_RMS_NORM", "DEFAULTS", "DTYPES", "FLOATS", "GATED_ACTIVATION", "QKV_ROPE_WRITE",
     "Abstract", "Activation", "Add", "AddRmsNorm", "Attention", "Batch", "BatchShape", "Default", "Derive", "Dim",
     "Embedding", "GatedActivation", "GroupRows", "Kernel", "KernelPack", "LayerNorm", "Linear", "Moe", "Multiply",
-    "Packed", "QkvRopeWrite", "RmsNorm", "Rope", "Router", "Sample", "Sampled", "Sampling", "Scale", "Scope", "Spec",
+    "Packed", "QkvRopeWrite", "Quantized", "RmsNorm", "Rope", "Router", "Sample", "Sampled", "Sampling", "Scale", "Scheme",
+    "Scope", "Spec",
     "StateArray", "StateGroup", "Support", "TakeRows", "Tensor", "Weight", "WeightTable", "WriteKV",
     "always", "empty", "unpack",
 ]

@@ -2,21 +2,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import SpecError
+from .quantize import Scheme, dequantized, requantized
 from .spec import Abstract, Dim, Spec, expect, spec, wide
 from .tolerance import Tolerance, elementwise
 from .weights import Tensor, Weight
+
+CODE_STEP = {"int8": 1 / 127, "float8_e4m3fn": 1 / 16}
+"""How far two neighbouring codes are apart, against the largest."""
+FLIPPED_CODES = 8
 
 
 @spec
 class Linear(Spec):
     """`ops.linear(spec, x [tokens, input], weight, batch) -> [tokens, output]`, or a tuple of them.
 
-    scheme: how the weight is quantized (None: stored in `dtype`). reduce: the input axis is sharded, so sum over it.
+    scheme: how the weight is quantized (None: stored in `dtype`), and with it x on the fly: a part of such a weight is a
+    `Quantized`. reduce: the input axis is sharded, so sum over it.
     """
 
     op = "linear"
@@ -25,12 +32,14 @@ class Linear(Spec):
     dtype: str
     out_dtype: str | None = None
     bias: bool = False
-    scheme: str | None = None
+    scheme: Scheme | None = None
     reduce: bool = False
 
     @property
     def tolerance(self) -> Tolerance:  # type: ignore[override]
-        return elementwise(depth=self.input.size)
+        """The sums, and for activations that are quantized a few codes on the other side of a tie."""
+        step = 0 if self.scheme is None or self.scheme.activation is None else CODE_STEP[self.scheme.activation]
+        return elementwise(depth=self.input.size + int(FLIPPED_CODES * step * 2**24 / self.input.size))
 
     def validate(self) -> None:
         if not self.outputs:
@@ -43,13 +52,16 @@ class Linear(Spec):
 
     def reference(self, x: Any, weight: Sequence[Any], batch: Any) -> Any:
         tensors, biases = weight[: len(self.outputs)], weight[len(self.outputs):]
-        made = [wide(x) @ wide(tensor).T for tensor in tensors]
+        x = requantized(x, self.scheme)
+        made = [x @ dequantized(tensor, self.scheme).T for tensor in tensors]
         for y, bias in zip(made, biases, strict=False):
             y += wide(bias)
         return tuple(made) if len(made) > 1 else made[0]
 
     def magnitude(self, x: Any, weight: Sequence[Any], batch: Any) -> Any:
-        return self.reference(np.abs(wide(x)), [np.abs(wide(part)) for part in weight], batch)
+        count = len(self.outputs)
+        x, tensors = np.abs(requantized(x, self.scheme)), [np.abs(dequantized(tensor, self.scheme)) for tensor in weight[:count]]
+        return replace(self, scheme=None).reference(x, [*tensors, *(np.abs(wide(bias)) for bias in weight[count:])], batch)
 
     def weight(self, *names: str, bias: str = ".bias", suffix: str = ".weight") -> Weight:
         """The checkpoint tensors of this linear: a module name per output."""

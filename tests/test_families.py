@@ -19,6 +19,7 @@ from inferplane.core.request import Request, SamplingParams
 from inferplane.core.runner import Runner, pack
 from inferplane.core.scheduler.plan import RowPlan, StepPlan
 from inferplane.errors import CapacityError
+from inferplane.model_zoo.base import UNQUANTIZED
 from inferplane.model_zoo.llama import Llama
 from inferplane.model_zoo.mistral import Mistral
 from inferplane.ops import (
@@ -44,6 +45,7 @@ from inferplane.ops import (
     Router,
     Sample,
     Scale,
+    Scheme,
     Scope,
     Spec,
     StateArray,
@@ -712,7 +714,7 @@ def test_a_platform_class_is_imported_without_its_framework(family: str) -> None
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        (Linear(input=Dim(4), outputs=(Dim(4),), dtype="float32", scheme="int4"), "scheme 'int4'"),
+        (Linear(input=Dim(4), outputs=(Dim(4),), dtype="float32", scheme=Scheme("int4")), "scheme int4"),
         (Linear(input=Dim(4), outputs=(Dim(4),), dtype="float32", reduce=True), "sharded"),
         (Add(dtype="float64"), "dtype float64"),
     ],
@@ -742,6 +744,7 @@ class RandomSource:
     """Weights drawn by name, so that every platform gets the same."""
 
     fingerprint = "random"
+    precision = UNQUANTIZED
 
     def __init__(self, model: str) -> None:
         family, self.config = MODELS[model]

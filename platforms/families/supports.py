@@ -26,7 +26,7 @@ class Plain:
 
     def _linear(self, spec: Linear) -> Support:
         if spec.scheme is not None:
-            return f"scheme {spec.scheme!r} is not implemented in plain {self.framework}; only unquantized weights are"
+            return f"scheme {spec.scheme} is not implemented in plain {self.framework}; only unquantized weights are"
         if spec.reduce:
             return f"the input axis is sharded, and plain {self.framework} kernels have no collectives; the platform brings its own"
         if spec.out_dtype not in (None, spec.dtype, "float32"):

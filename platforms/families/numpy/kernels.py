@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ....ops import DEFAULTS, DTYPES, Abstract, Kernel, Linear, Spec, always
+from ....ops.quantize import dequantized
 
 FINAL = ("derive", "sample", "write_kv")
 """Ops whose reference already answers in its final dtypes."""
@@ -39,6 +40,6 @@ def _abstract(value: Any) -> Any:
     return Abstract(value.shape, value.dtype.name) if isinstance(value, np.ndarray) else value
 
 
-def _widened(spec: Spec, parts: Sequence[Any]) -> tuple[np.ndarray[Any, Any], ...]:
+def _widened(spec: Linear, parts: Sequence[Any]) -> tuple[np.ndarray[Any, Any], ...]:
     """In float64 once, instead of in every call."""
-    return tuple(np.asarray(part, np.float64) for part in parts)
+    return tuple(dequantized(part, spec.scheme) for part in parts)
