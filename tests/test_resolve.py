@@ -146,10 +146,10 @@ def chosen(resolution: Resolution, op: str) -> set[str]:
 def test_the_first_that_supports_a_spec_is_chosen_and_each_passed_over_keeps_its_reason() -> None:
     resolution = resolved([kernel("linear", "swift", never), kernel("linear", "single", narrow)])
     model = llama()
-    assert resolution[model.qkv].name == "numpy.reference"
-    assert resolution[model.qkv].passed == (("swift", "has no unit for it"), ("single", "has no fusion of 3 outputs"))
-    assert resolution[model.down].name == "single"
-    assert resolution[model.down].passed == (("swift", "has no unit for it"),)
+    assert resolution[model.qkv[0]].name == "numpy.reference"
+    assert resolution[model.qkv[0]].passed == (("swift", "has no unit for it"), ("single", "has no fusion of 3 outputs"))
+    assert resolution[model.down[0]].name == "single"
+    assert resolution[model.down[0]].passed == (("swift", "has no unit for it"),)
 
 
 def test_an_explicit_choice_is_met() -> None:
@@ -304,13 +304,13 @@ def test_two_devices_get_half_of_every_sharded_axis() -> None:
     model = llama()
     local = localized(model, TWO[0])
     assert local == localized(model, TWO[1]), "every device computes the same specs"
-    attention, qkv, out = local[model.attention[0]], local[model.qkv], local[model.out]
+    attention, qkv, out = local[model.attention[0]], local[model.qkv[0]], local[model.out[0]]
     assert isinstance(attention, Attention) and isinstance(qkv, Linear)
     assert (attention.heads, attention.kv_heads, attention.key_dim) == (Dim(2, "heads"), Dim(1, "kv_heads"), 8)
     assert (qkv.input, [dim.size for dim in qkv.outputs]) == (Dim(32, "embed"), [16, 8, 8])
     assert (out.input, out.outputs) == (Dim(16, "heads"), (Dim(32, "embed"),))
-    assert [dim.size for dim in local[model.gate_up].outputs] == [24, 24]
-    assert local[model.down].input == Dim(24, "mlp")
+    assert [dim.size for dim in local[model.gate_up[0]].outputs] == [24, 24]
+    assert local[model.down[0]].input == Dim(24, "mlp")
     assert local[model.lm_head].outputs == (Dim(48, "vocab"),)
     embedding, fused = local[model.embedding], local[model.rope_write]
     assert isinstance(embedding, Embedding) and embedding.vocab == Dim(48, "vocab")
@@ -363,10 +363,10 @@ def test_the_partial_sums_of_two_devices_add_up(small_models: ModuleType) -> Non
     x = np.random.default_rng(0).normal(size=(5, 48)).astype(np.float32)
     weight = source.tensor(tensor.name)
     parts = [
-        local_spec(model.down, mesh).reference(x[:, 24 * mesh.rank : 24 * (mesh.rank + 1)], (local_tensor(weight, tensor, mesh),), None)
+        local_spec(model.down[0], mesh).reference(x[:, 24 * mesh.rank : 24 * (mesh.rank + 1)], (local_tensor(weight, tensor, mesh),), None)
         for mesh in TWO
     ]
-    assert np.allclose(sum(parts), model.down.reference(x, (weight,), None))
+    assert np.allclose(sum(parts), model.down[0].reference(x, (weight,), None))
 
 
 def test_a_resolution_is_made_of_local_specs() -> None:
