@@ -4,12 +4,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ... import __version__
-from ...core.llm import LLM
-from ...core.request import SamplingParams
 from .protocol import Generate, Peer, Prompts, Room, main
 
 
 def load(model: Path, weights: str, room: Room) -> Generate:
+    from ...core.llm import LLM
+    from ...core.request import SamplingParams
+
     llm = LLM(
         model=str(model), platform="cpu", quantization=None if weights == "bf16" else weights, enable_prefix_caching=False,
         max_model_len=room.tokens, max_num_seqs=room.requests, threads=room.threads,
