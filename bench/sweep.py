@@ -1,7 +1,8 @@
 """A sweep: the same requests, more and more of them at once, and its plot with the roofline drawn in."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def sweep_works(concurrency: str, prompt_tokens: int, output_tokens: int) -> lis
         raise ConfigError(f"concurrency {concurrency!r} is not a list of numbers from 1 on. Write it like 1,4,16.")
     if prompt_tokens < 1 or output_tokens < 2:
         raise ConfigError(f"{prompt_tokens} tokens in and {output_tokens} out were asked for. A sweep needs 1 in and 2 out at least.")
-    return [Work(f"{prompt_tokens}:{output_tokens}:{count}", prompt_tokens, output_tokens, count) for count in sorted(set(map(int, counts)))]
+    tokens = (prompt_tokens, output_tokens)
+    return [Work(f"{prompt_tokens}:{output_tokens}:{count}", *tokens, count) for count in sorted(set(map(int, counts)))]
 
 
 def check_plot(path: Path) -> None:
@@ -48,8 +50,8 @@ def draw(record: Record, path: Path) -> None:
     from matplotlib.figure import Figure
 
     results = record["results"]
-    counts, rates = _columns(results)
-    around = [[one["tokens_per_second"] - one["slowest"] for one in results], [one["fastest"] - one["tokens_per_second"] for one in results]]
+    counts, rates = ([one["work"]["requests"] for one in results], [one["tokens_per_second"] for one in results])
+    around = [[abs(one[end] - one["tokens_per_second"]) for one in results] for end in ("slowest", "fastest")]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     if limit := roofline(record):
@@ -66,10 +68,6 @@ def draw(record: Record, path: Path) -> None:
     figure.savefig(path)
 
 
-def _columns(results: Sequence[Record]) -> tuple[list[int], list[float]]:
-    return [one["work"]["requests"] for one in results], [one["tokens_per_second"] for one in results]
-
-
 def _title(record: Record) -> str:
     model, work = record["model"], record["results"][0]["work"]
     held = record["settings"].get("quantization") or model["dtype"]
@@ -79,6 +77,6 @@ def _title(record: Record) -> str:
 
 def _matplotlib() -> None:
     try:
-        import matplotlib  # noqa: F401
+        import_module("matplotlib")
     except ImportError:
         raise ConfigError("--plot needs matplotlib, which is not installed. Run: pip install 'inferplane[bench]'") from None

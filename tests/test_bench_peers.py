@@ -89,12 +89,14 @@ def record(*runs: dict[str, Any]) -> dict[str, Any]:
 
 def test_ratios_are_those_of_neighbours() -> None:
     pairs = [(10.0, 5.0), (20.0, 5.0), (30.0, 20.0)]
-    [row] = rows(record(*(run(peer, turn, rate) for turn, pair in enumerate(pairs) for peer, rate in zip(("ours", "openvino"), pair, strict=True))))
+    runs = [run(peer, turn, rate) for turn, pair in enumerate(pairs) for peer, rate in zip(("ours", "openvino"), pair, strict=True)]
+    [row] = rows(record(*runs))
     assert (row.ours, row.tokens_per_s, row.ratio) == (20.0, 5.0, 2.0)
 
 
 def test_the_table_has_a_line_for_each_peer_and_says_who_failed() -> None:
-    made = record(run("ours", 0, 16.0), run("openvino", 0, 8.0), run("ours", 0, 16.0, "llama"), run("llama", 0, 0.0, "llama", "out of memory"))
+    failed = run("llama", 0, 0.0, "llama", "out of memory")
+    made = record(run("ours", 0, 16.0), run("openvino", 0, 8.0), run("ours", 0, 16.0, "llama"), failed)
     lines = markdown(made).splitlines()
     assert "read 40.0 GB/s, bfloat16 900 GFLOP/s" in lines[0]
     assert "| int8 | decode1 | openvino 9.1 | 8.0 | 16.0 | 2.00 | 32.0 | 0.50 | 2.0 | 3.00 |" in lines

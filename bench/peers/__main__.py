@@ -40,7 +40,9 @@ def _run(args: argparse.Namespace) -> int:
     pythons = {peer: Path(f".nox/peers-{peer}/bin/python") for peer in PEERS}
     pythons |= {peer: Path(path) for peer, _, path in (text.partition("=") for text in args.python)}
     listed = {name: [one.strip() for one in getattr(args, name).split(",") if one.strip()] for name in ("peers", "weights")}
-    asked = Comparison(args.shape, listed["peers"], parse_works(args.work), listed["weights"], args.rounds, args.threads, args.models, pythons)
+    asked = Comparison(
+        args.shape, listed["peers"], parse_works(args.work), listed["weights"], args.rounds, args.threads, args.models, pythons,
+    )
     make_model(asked.shape, asked.checkpoint)
     convert(asked, _tell)
     if args.make_only:

@@ -100,9 +100,9 @@ def compare(asked: Comparison, tell: Tell) -> dict[str, Any]:
                 for work in asked.works:
                     for peer, engine in others.items():
                         for one in (us, engine):
-                            found = one.measure(work)
-                            runs.append(found | {"round": turn, "beside": peer})
-                            tell(f"round {turn + 1}, {weights}, {work.name}: {found['peer']} {_told(found)}")
+                            run = one.measure(work)
+                            runs.append(run | {"round": turn, "beside": peer})
+                            tell(f"round {turn + 1}, {weights}, {work.name}: {run['peer']} {_told(run)}")
                 limits.append(measure_limits(platform))
     platform.close()
     found = typical(limits)

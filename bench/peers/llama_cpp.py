@@ -74,8 +74,11 @@ def _decode(context: Any, rows: list[tuple[int, int, int, bool]]) -> list[int]:
             for i, row in enumerate(rows) if row[3]]
 
 
-PEER = Peer("llama", lambda: version("llama-cpp-python"), {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}, load,
-            lambda checkpoint, weights, to: write_gguf(checkpoint, PEER.weights[weights], to))
+def convert(checkpoint: Path, weights: str, to: Path) -> None:
+    write_gguf(checkpoint, PEER.weights[weights], to)
+
+
+PEER = Peer("llama", lambda: version("llama-cpp-python"), {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}, load, convert)
 
 if __name__ == "__main__":
     main(PEER)

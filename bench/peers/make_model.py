@@ -23,7 +23,8 @@ def make_model(shape: str, folder: Path, seed: int = 0) -> Path:
     source = RandomWeights.named(shape, seed)
     family = source.config["model_type"]
     if family not in ARCHITECTURES:
-        raise ConfigError(f"shape {shape!r} is of the family {family!r}, which no checkpoint can be made of; known: {', '.join(ARCHITECTURES)}.")
+        known = ", ".join(ARCHITECTURES)
+        raise ConfigError(f"shape {shape!r} is of the family {family!r}, which no checkpoint can be made of; known: {known}.")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: source.tensor(name) for name in source.tensors}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})

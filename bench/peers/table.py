@@ -57,12 +57,12 @@ def _row(record: Record, weights: str, work: str, peer: str, runs: list[Mapping[
     failed = next((f"{run['peer']}: {run['failed']}" for run in runs if run["failed"]), None)
     bound = record["bounds"][weights][work]
     good = [run for run in theirs.values() if not run["failed"]]
-    pairs = [(us[turn]["tokens_per_s"], run["tokens_per_s"]) for turn, run in theirs.items() if not run["failed"] and not us[turn]["failed"]]
+    pairs = [(us[turn], run) for turn, run in theirs.items() if not run["failed"] and not us[turn]["failed"]]
     return Row(
         weights, work, peer, version=good[-1]["version"] if good else "",
         tokens_per_s=_median([run["tokens_per_s"] for run in good]),
         ours=_median([run["tokens_per_s"] for run in us.values() if not run["failed"]]),
-        ratio=_median([ours / their for ours, their in pairs]),
+        ratio=_median([one["tokens_per_s"] / other["tokens_per_s"] for one, other in pairs]),
         limit=bound["tokens_per_second"] if bound else None,
         load_s=good[-1]["load_s"] if good else None, peak_bytes=good[-1]["peak_bytes"] if good else None, failed=failed,
     )
