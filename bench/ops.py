@@ -21,6 +21,7 @@ from ..errors import ConfigError, suggest
 from ..ops import BatchShape, Dim, Embedding, GatedActivation, Packed, RmsNorm, Rope, Sample, WriteKV, empty
 from ..platforms import registry
 from .machine import describe_machine, describe_versions, today
+from .peers.protocol import peak_bytes
 
 FORMAT = 1
 TOKENS = (1, 16, 48, 512)
@@ -57,7 +58,7 @@ def run_ops(platform: str, ops: Sequence[str] = (), dtype: str | None = None, pr
         return {
             "format": FORMAT, "kind": "ops", "date": today(), "machine": describe_machine(), "versions": describe_versions(),
             "platform": {"name": opened.name, "grade": opened.capabilities.grade, "devices": list(opened.capabilities.devices)},
-            "dtype": dtype, "limits": asdict(limits), "results": results,
+            "dtype": dtype, "limits": asdict(limits), "results": results, "peak_bytes": peak_bytes(),
         }
     finally:
         opened.close()

@@ -24,15 +24,18 @@ def headline(record: Record) -> list[str]:
     rates = [f"read {limits['read_bytes_per_second'] / 1e9:.1f} GB/s"] if limits["read_bytes_per_second"] else []
     rates += [f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in limits["flops"].items()]
     return [
-        *([_model(record["model"], record["load_seconds"])] if "model" in record else []),
+        *([_model(record)] if "model" in record else []),
         f"{platform['name']} on {machine['cpu']}, {machine['cores']} cores; load average {machine['load_average'][0]:.1f}",
         f"limits by {limits['source']}: {', '.join(rates) or 'unknown'}",
     ]
 
 
-def _model(model: Mapping[str, Any], load_seconds: float) -> str:
+def _model(record: Record) -> str:
+    model, peak = record["model"], record.get("peak_bytes")
     weights = "random weights" if model["random_weights"] else "its own weights"
-    return f"{model['name']}: {model['parameters'] / 1e6:,.1f} M parameters, {model['dtype']}, {weights}; loaded in {load_seconds:.1f} s"
+    quantized = f" and {record['settings']['quantization']}" if record["settings"].get("quantization") else ""
+    spent = f"loaded in {record['load_seconds']:.1f} s" + (f", at most {peak / 1e9:.2f} GB of memory" if peak else "")
+    return f"{model['name']}: {model['parameters'] / 1e6:,.1f} M parameters, {model['dtype']}{quantized}, {weights}; {spent}"
 
 
 def _throughput(record: Record) -> Table:
@@ -79,7 +82,7 @@ def _ops(record: Record) -> Table:
 
 
 LATENCIES = {"to the first token": "first_token_ms", "between tokens": "between_tokens_ms", "end to end": "end_to_end_ms"}
-_TABLES = {"throughput": _throughput, "latency": _latency, "ops": _ops}
+_TABLES = {"throughput": _throughput, "sweep": _throughput, "latency": _latency, "ops": _ops}
 
 
 def _table(title: str, *columns: str, left: int = 2) -> Table:

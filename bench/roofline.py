@@ -3,36 +3,41 @@
 A step reads every weight once and multiplies it with every token:
 
     seconds(tokens, samples) = max(weight_bytes / read_bytes_per_second,
-                                   (tokens * layer_flops + samples * head_flops) / flops[dtype])
+                                   sum over dtypes of (tokens * layer_flops[dtype] + samples * head_flops[dtype]) / flops[dtype])
     seconds(work)            = seconds(requests * prompt_tokens, requests) + (output_tokens - 1) * seconds(requests, requests)
 
-A token's FLOPs are two for each value of each linear weight. Attention, reading KV and everything on the host are left out,
-so that the limit is one that no implementation can pass.
+A token's FLOPs are two for each value of each linear weight, in the dtype that is multiplied: that of the codes where a scheme
+quantizes activations too, else the model's. A quantized weight is its codes, scales and zero points. Attention, reading KV and
+everything on the host are left out, so that the limit is one that no implementation can pass.
 """
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 from ..conformance.limits import Limits
-from ..core.trace import trace
+from ..core.trace import Use, trace
 from ..model_zoo.base import Model
-from ..ops import DTYPES, Embedding, Linear, Weight
+from ..ops import DTYPES, Embedding, Linear, Scheme, Tensor
+from ..ops.quantize import SCALES
 from .work import Work
 
 MEMORY, COMPUTE = "memory", "compute"
+CODE_BITS = {"int4": 4}
+"""Of a packed code; every other dtype of codes has a byte."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model's step needs. layer_flops: for each token. head_flops: for each token that is drawn."""
+    """What a model's step needs. layer_flops: for each token. head_flops: for each token that is drawn. Both by dtype."""
 
     dtype: str
     parameters: int
     weight_bytes: int
     """Read by each step: all but rows that are only looked up."""
-    layer_flops: int
-    head_flops: int
+    layer_flops: Mapping[str, int]
+    head_flops: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -45,31 +50,54 @@ class Bound:
 
 def cost(model: Model) -> Cost:
     uses = trace(model).uses
-    read = {part.name: part for use in uses if not isinstance(use.spec, Embedding) for part in use.weight.parts}
+    read = {part.name: (part, _scheme(use)) for use in uses if not isinstance(use.spec, Embedding) for part in use.weight.parts}
     linear = [use for use in uses if isinstance(use.spec, Linear)]
     return Cost(
         dtype=model.dtype,
         parameters=sum(prod(tensor.shape) for tensor in model.weights.tensors().values()),
-        weight_bytes=DTYPES[model.dtype].itemsize * sum(prod(tensor.shape) for tensor in read.values()),
-        layer_flops=sum(_flops(use.weight) for use in linear if use.path.startswith("layers.")),
-        head_flops=sum(_flops(use.weight) for use in linear if not use.path.startswith("layers.")),
+        weight_bytes=sum(_bytes(part, scheme, model.dtype) for part, scheme in read.values()),
+        layer_flops=_flops((use for use in linear if use.path.startswith("layers.")), model.dtype),
+        head_flops=_flops((use for use in linear if not use.path.startswith("layers.")), model.dtype),
     )
 
 
 def bound(work: Work, needs: Cost, limits: Limits) -> Bound | None:
-    """None where the memory's rate is unknown. Without a peak for the dtype the memory alone bounds."""
+    """None where the memory's rate is unknown. What is multiplied in a dtype without a peak takes no time."""
     if limits.read_bytes_per_second is None:
         return None
     memory = needs.weight_bytes / limits.read_bytes_per_second
-    peak = limits.flops.get(needs.dtype)
+    layer, head = (_seconds(flops, limits) for flops in (needs.layer_flops, needs.head_flops))
     steps = [(1, work.requests * work.prompt_tokens), (work.output_tokens - 1, work.requests)]
     total, computing = 0.0, 0.0
     for count, tokens in steps:
-        compute = (tokens * needs.layer_flops + work.requests * needs.head_flops) / peak if peak else 0.0
+        compute = tokens * layer + work.requests * head
         total += count * max(memory, compute)
         computing += count * compute if compute > memory else 0.0
     return Bound(work.counted_tokens / total, COMPUTE if computing > total / 2 else MEMORY)
 
 
-def _flops(weight: Weight) -> int:
-    return 2 * sum(prod(tensor.shape) for tensor in weight.tensors)
+def _seconds(flops: Mapping[str, int], limits: Limits) -> float:
+    return sum(count / limits.flops[dtype] for dtype, count in flops.items() if dtype in limits.flops)
+
+
+def _flops(uses: Iterable[Use], dtype: str) -> dict[str, int]:
+    """dtype that is multiplied -> FLOPs of a token."""
+    found: dict[str, int] = {}
+    for use in uses:
+        scheme = _scheme(use)
+        multiplied = scheme.activation if scheme and scheme.activation else dtype
+        found[multiplied] = found.get(multiplied, 0) + 2 * sum(prod(tensor.shape) for tensor in use.weight.tensors)
+    return found
+
+
+def _bytes(part: Tensor, scheme: Scheme | None, dtype: str) -> int:
+    if scheme is None or len(part.shape) != 2:
+        return DTYPES[dtype].itemsize * prod(part.shape)
+    outputs, inputs = part.shape
+    groups = prod(scheme.scale_shape(outputs, inputs))
+    of_group = SCALES[scheme.scales](0).itemsize + (1 if scheme.zeros else 0)
+    return outputs * inputs * CODE_BITS.get(scheme.weight, 8) // 8 + groups * of_group
+
+
+def _scheme(use: Use) -> Scheme | None:
+    return use.spec.scheme if isinstance(use.spec, Linear) else None

@@ -16,12 +16,13 @@ from ..core.loader import Progress
 from ..errors import ConfigError
 from .latency import measure_latency
 from .machine import describe_machine, describe_versions, today
+from .peers.protocol import peak_bytes
 from .roofline import cost
 from .shapes import RandomWeights
 from .throughput import measure_throughput
 from .work import Work
 
-FORMAT = 1
+FORMAT = 2
 """Of the record. Grows when a reader of the old one would be misled."""
 PRIVATE = ("model", "tokenizer", "config")
 """Settings that may be paths, which are nobody's business in a kept record."""
@@ -45,24 +46,25 @@ class Plan:
             raise ConfigError(f"both a model, {model!r}, and a shape, {self.shape!r}, were given. Give one of them.")
 
 
-def run_throughput(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
-    """The record of `inferplane bench throughput`."""
+def run_throughput(plan: Plan, progress: Progress | None = None, kind: str = "throughput") -> dict[str, Any]:
+    """The record of `inferplane bench throughput`, or of `sweep`, whose works differ in their number of requests alone."""
     with _open(plan, progress) as (llm, record):
         rng = np.random.default_rng(plan.seed)
-        return record | {"kind": "throughput", "results": [
-            asdict(measure_throughput(llm, work, plan.repeats, rng, _teller(progress, work.name, plan.repeats)))
-            for work in plan.works
-        ]}
+        results = [
+            asdict(measure_throughput(llm, work, plan.repeats, rng, _teller(progress, work.name, plan.repeats))) for work in plan.works
+        ]
+        return record | {"kind": kind, "results": results, "peak_bytes": peak_bytes()}
 
 
 def run_latency(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
     """The record of `inferplane bench latency`: each client sends `repeats` requests."""
     with _open(plan, progress) as (llm, record):
         rng = np.random.default_rng(plan.seed)
-        return record | {"kind": "latency", "results": [
+        results = [
             asdict(measure_latency(llm, work, plan.repeats, rng, _teller(progress, work.name, plan.repeats * work.requests)))
             for work in plan.works
-        ]}
+        ]
+        return record | {"kind": "latency", "results": results, "peak_bytes": peak_bytes()}
 
 
 @contextmanager

@@ -4,17 +4,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import settings
 
+if TYPE_CHECKING:
+    from ..bench.work import Work
+
+CONCURRENCY = "1,2,4,8,16,32,48"
+PRINTED = Path("-")
 WORKS = {"throughput": "decode1,prefill1k,batch16,batch48", "latency": "decode1,batch16"}
 EXAMPLES = """\
 examples:
   inferplane bench throughput --shape llama-1b --platform cpu
   inferplane bench throughput --model ./Llama-3.2-1B --work decode1,128:64:16 --output figures.json
   inferplane bench latency --work 256:64:4 --repeats 5 --json
+  inferplane bench sweep --shape llama-1b --platform cpu --concurrency 1,4,16 --plot sweep.svg
   inferplane bench ops --platform acme --op linear,attention
 """
 WORK_HELP = """\
@@ -34,7 +41,32 @@ def add(commands: Any) -> None:
          "times each work is measured; the figure is the median (default: 3)")
     _add(kinds, "latency", "time to the first token, between tokens and to the end, with a fixed number of requests at once",
          "requests that each client sends, one after the other (default: 3)")
+    _add_sweep(kinds)
     _add_ops(kinds)
+
+
+def _add_sweep(kinds: Any) -> None:
+    told = "output tokens per second against the number of requests at once, under the machine's limit"
+    parser = kinds.add_parser("sweep", help=told, description=f"Measure {told}.")
+    parser.add_argument("--concurrency", metavar="N,...", default=CONCURRENCY, help="requests at once (default: %(default)s)")
+    parser.add_argument("--prompt-tokens", type=int, metavar="N", default=128, help="of each request (default: %(default)s)")
+    parser.add_argument("--output-tokens", type=int, metavar="N", default=64, help="of each request (default: %(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it into an .svg or .png file; needs matplotlib")
+    _add_measured(parser, "times each number is measured; the figure is the median (default: 3)")
+    parser.set_defaults(run=run_sweep)
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    from ..bench.sweep import check_plot, draw, sweep_works
+
+    works = sweep_works(args.concurrency, args.prompt_tokens, args.output_tokens)
+    if args.plot is not None:
+        _check("--plot", args.plot)
+        check_plot(args.plot)
+    record = _measure(args, works, "sweep")
+    if args.plot is not None:
+        draw(record, args.plot)
+    return 0
 
 
 def _add_ops(kinds: Any) -> None:
@@ -43,8 +75,7 @@ def _add_ops(kinds: Any) -> None:
     parser.add_argument("--platform", metavar="P", required=True, help="a platform, with options after a colon")
     parser.add_argument("--op", metavar="OP,...", default="", help="only these, such as linear,attention (default: all)")
     parser.add_argument("--dtype", metavar="D", help="what to compute in (default: what the platform prefers)")
-    parser.add_argument("--json", action="store_true", help="print the record instead of the table")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="keep the record in a file, too")
+    _add_record(parser)
     parser.set_defaults(run=run_ops)
 
 
@@ -52,7 +83,7 @@ def run_ops(args: argparse.Namespace) -> int:
     from ..bench.ops import run_ops
     from ..core.progress import bar
 
-    _check(args.output)
+    _check_kept(args)
     with bar(sys.stderr.isatty()) as progress:
         record = run_ops(args.platform, [op.strip() for op in args.op.split(",") if op.strip()], args.dtype, progress or _tell)
     _give(record, args)
@@ -63,36 +94,52 @@ def _add(kinds: Any, kind: str, told: str, repeats: str) -> None:
     parser = kinds.add_parser(
         kind, help=told, description=f"Measure {told}.", epilog=WORK_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shape", metavar="NAME",
-                        help="random weights in a named shape, instead of --model: llama-1b, qwen2.5-0.5b or tiny")
     parser.add_argument("--work", metavar="W,...", default=WORKS[kind],
                         help="what to measure, in this order (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, metavar="N", default=3, help=repeats)
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the prompts and the random weights (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print the record instead of the table")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="keep the record in a file, too")
-    settings.add_engine(parser)
+    _add_measured(parser, repeats)
     parser.set_defaults(run=run, kind=kind)
 
 
-def run(args: argparse.Namespace) -> int:
-    from ..bench.run import Plan, run_latency, run_throughput
-    from ..bench.work import parse_works
-    from ..core.progress import bar
+def _add_measured(parser: argparse.ArgumentParser, repeats: str) -> None:
+    """What every kind that measures a model takes."""
+    parser.add_argument("--shape", metavar="NAME",
+                        help="random weights in a named shape, instead of --model: llama-1b, qwen2.5-0.5b or tiny")
+    parser.add_argument("--repeats", type=int, metavar="N", default=3, help=repeats)
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the prompts and the random weights (default: 0)")
+    _add_record(parser)
+    settings.add_engine(parser)
 
-    plan = Plan(parse_works(args.work), args.repeats, args.shape, args.seed, settings.names(args))
-    _check(args.output)
-    measure = {"throughput": run_throughput, "latency": run_latency}[args.kind]
-    with bar(sys.stderr.isatty()) as progress:
-        record = measure(plan, progress or _tell)
-    _give(record, args)
+
+def _add_record(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", nargs="?", type=Path, const=PRINTED, metavar="FILE",
+                        help="print the record instead of the table; with a file, the same as --output")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="keep the record in a file, too")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..bench.work import parse_works
+
+    _measure(args, parse_works(args.work), args.kind)
     return 0
 
 
+def _measure(args: argparse.Namespace, works: Sequence[Work], kind: str) -> dict[str, Any]:
+    from ..bench.run import Plan, run_latency, run_throughput
+    from ..core.progress import bar
+
+    plan = Plan(works, args.repeats, args.shape, args.seed, settings.names(args))
+    _check_kept(args)
+    with bar(sys.stderr.isatty()) as progress:
+        told = progress or _tell
+        record = run_latency(plan, told) if kind == "latency" else run_throughput(plan, told, kind)
+    _give(record, args)
+    return record
+
+
 def _give(record: dict[str, Any], args: argparse.Namespace) -> None:
-    if args.output is not None:
-        args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if args.json:
+    for file in _kept(args).values():
+        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if args.json == PRINTED:
         print(json.dumps(record, indent=1))
     else:
         from rich.console import Console
@@ -108,10 +155,21 @@ def _tell(what: str, done: int, total: int) -> None:
         print(f"inferplane bench: {what}: done", file=sys.stderr)
 
 
-def _check(output: Path | None) -> None:
+def _kept(args: argparse.Namespace) -> dict[str, Path]:
+    """Option -> the file in which it keeps the record."""
+    asked = {"--output": args.output, "--json": args.json}
+    return {option: file for option, file in asked.items() if file not in (None, PRINTED)}
+
+
+def _check_kept(args: argparse.Namespace) -> None:
+    for option, file in _kept(args).items():
+        _check(option, file)
+
+
+def _check(option: str, file: Path) -> None:
     """Before minutes of measuring, not after them."""
     from ..errors import ConfigError
 
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        found = "it is a folder" if output.is_dir() else "its folder does not exist"
-        raise ConfigError(f"--output {output} cannot be written: {found}. Give a file.")
+    if file.is_dir() or not file.parent.is_dir():
+        found = "it is a folder" if file.is_dir() else "its folder does not exist"
+        raise ConfigError(f"{option} {file} cannot be written: {found}. Give a file.")

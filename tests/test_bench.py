@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from inferplane.bench.report import show
 from inferplane.bench.roofline import COMPUTE, MEMORY, Cost, bound, cost
 from inferplane.bench.run import Plan, run_throughput
 from inferplane.bench.shapes import SHAPES, SPREAD, RandomWeights
+from inferplane.bench.sweep import draw, roofline, sweep_works
 from inferplane.bench.work import WORKS, Work, parse_works
 from inferplane.cli import main
 from inferplane.conformance.limits import Limits, measure_limits, typical
 from inferplane.core.models import model_class
+from inferplane.core.quantization import choose_precision
 from inferplane.errors import ConfigError
+from inferplane.model_zoo.base import UNQUANTIZED
 from inferplane.platforms import registry
 from inferplane.platforms.contract import Capabilities, Options
 from inferplane.platforms.reference import Reference
@@ -26,9 +30,9 @@ from rich.console import Console
 MACHINE = Limits("test", 35e9, {"bfloat16": 960e9})
 
 
-def cost_of(shape: str, dtype: str = "bfloat16") -> Cost:
-    config = SHAPES[shape]
-    return cost(model_class(config["model_type"])(config, dtype=dtype, block_tokens=16))
+def cost_of(shape: str, dtype: str = "bfloat16", quantization: str | None = None) -> Cost:
+    config, precision = SHAPES[shape], choose_precision(quantization, UNQUANTIZED)
+    return cost(model_class(config["model_type"])(config, dtype=dtype, block_tokens=16, precision=precision))
 
 
 # Shapes
@@ -89,8 +93,8 @@ def test_tokens_counted_are_those_of_the_prompt_where_one_is_drawn() -> None:
 def test_a_llama_1b_step_reads_two_and_a_half_gigabytes_and_a_prompt_token_costs_two_gigaflop() -> None:
     needs = cost_of("llama-1b")
     assert needs.weight_bytes == 2_471_628_800
-    assert needs.layer_flops / 1e9 == pytest.approx(1.946, abs=0.001)
-    assert needs.head_flops == 2 * 2048 * 128256
+    assert needs.layer_flops["bfloat16"] / 1e9 == pytest.approx(1.946, abs=0.001)
+    assert needs.head_flops == {"bfloat16": 2 * 2048 * 128256}
     assert cost_of("llama-1b", "float32").weight_bytes == 2 * needs.weight_bytes
 
 
@@ -114,6 +118,25 @@ def test_many_tokens_are_bounded_as_published(work: str, tokens_per_second: floa
     assert found is not None
     assert found.tokens_per_second == pytest.approx(tokens_per_second, rel=0.01)
     assert found.by == (MEMORY if work == "batch16" else COMPUTE)
+
+
+@pytest.mark.parametrize(("scheme", "bits", "multiplied"), [
+    ("int8:a8", 8 + 32 / 2048, "int8"), ("int4:g32:float16", 4 + 16 / 32, "bfloat16"), ("int4:g64:zeros:a8", 4 + 40 / 64, "int8"),
+])
+def test_quantized_weights_are_codes_with_scales_and_zero_points(scheme: str, bits: float, multiplied: str) -> None:
+    plain, quantized = cost_of("llama-1b"), cost_of("llama-1b", quantization=scheme)
+    norms = 2 * (2 * 16 + 1) * 2048
+    down = 16 * 2048 * 8192 * (32 / 2048 - 32 / 8192) / 8 if scheme == "int8:a8" else 0
+    assert quantized.weight_bytes == (plain.weight_bytes - norms) * bits / 16 + norms - down
+    assert quantized.layer_flops == {multiplied: plain.layer_flops["bfloat16"]}
+    assert quantized.head_flops == {multiplied: plain.head_flops["bfloat16"]}
+
+
+def test_quantized_products_are_held_against_their_own_peak() -> None:
+    limits = Limits("test", 35e9, {"bfloat16": 960e9, "int8": 1920e9})
+    found = bound(WORKS["prefill1k"], cost_of("llama-1b", quantization="int8:a8"), limits)
+    assert found is not None
+    assert found.tokens_per_second == pytest.approx(987, rel=0.01)
 
 
 def test_what_nobody_measured_bounds_nothing() -> None:
@@ -151,7 +174,7 @@ def test_memory_of_the_host_says_nothing_about_another_device() -> None:
 
 KEYS = {
     "format", "kind", "date", "machine", "versions", "model", "platform", "settings", "repeats", "load_seconds", "limits",
-    "results",
+    "results", "peak_bytes",
 }
 
 
@@ -169,6 +192,7 @@ def test_throughput_of_a_shape_is_a_full_record(capsys: pytest.CaptureFixture[st
     assert record["machine"]["cores"] >= 1
     assert record["model"]["parameters"] == RandomWeights.named("tiny").parameters
     assert record["platform"]["name"] == "reference"
+    assert sys.platform != "linux" or record["peak_bytes"] > 1e7
     batch, prompt = record["results"]
     assert (batch["counted"], prompt["counted"]) == ("output", "prompt")
     for one in (batch, prompt):
@@ -199,6 +223,51 @@ def test_the_table_shows_the_record_that_was_kept(capsys: pytest.CaptureFixture[
     text = console.export_text()
     assert "random weights" in text
     assert f"{record['results'][0]['tokens_per_second']:,.1f} output" in text
+
+
+def test_a_sweep_measures_more_and_more_requests_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    assert main(["bench", "sweep", "--shape", "tiny", "--platform", "reference", "--concurrency", "3,1", "--prompt-tokens", "6",
+                 "--output-tokens", "4", "--quantization", "int8", "--repeats", "1", "--json", str(kept)]) == 0
+    assert "bfloat16 and int8" in capsys.readouterr().out
+    record = json.loads(kept.read_text())
+    assert set(record) == KEYS
+    assert record["kind"] == "sweep"
+    assert [one["work"]["requests"] for one in record["results"]] == [1, 3]
+    curve = roofline(record)
+    assert curve is not None
+    assert [count for count, _ in curve] == [1, 2, 3]
+    assert curve[0][1] < curve[1][1] < curve[2][1]
+    assert record["model"]["layer_flops"].keys() == {"int8"}
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_a_sweep_is_drawn_with_its_roofline(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plan = Plan(sweep_works("1,2", 4, 2), repeats=1, shape="tiny", settings={"platform": "reference"})
+    picture = tmp_path / f"sweep.{kind}"
+    draw(run_throughput(plan, kind="sweep"), picture)
+    assert picture.stat().st_size > 5_000
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["bench", "sweep", "--shape", "tiny", "--platform", "reference", "--plot", str(tmp_path / "sweep.svg")]) == 1
+    assert "pip install 'inferplane[bench]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "told"), [
+    (["--concurrency", "1,x"], "concurrency '1,x' is not a list of numbers"),
+    (["--concurrency", "0"], "concurrency '0' is not a list of numbers"),
+    (["--output-tokens", "1"], "A sweep needs 1 in and 2 out at least"),
+    (["--plot", "sweep.jpeg"], "End its name in .svg or .png"),
+    (["--json", "/no/such/folder/file.json"], "--json /no/such/folder/file.json cannot be written"),
+], ids=["word", "zero", "output", "plot", "json"])
+def test_a_sweep_that_cannot_be_is_refused_at_once(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "sweep", "--shape", "tiny", "--platform", "reference", *arguments]) == 1
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "told"), [
