@@ -59,6 +59,7 @@ class Arguments {
     double number(int i, const char* name) const;
     std::string text(int i, const char* name) const;
     bool flag(int i) const;
+    PyObject* object(int i) const { return values_[i]; }
 
   private:
     std::vector<Array> views(int i, const char* name, bool writable) const;
@@ -82,6 +83,8 @@ class WithoutGil {
 
 bool import_numpy();
 PyObject* new_bytes_array(int64_t bytes, void** memory = nullptr);  // uint8, zeroed, 64-byte aligned, huge pages; owns its memory
+
+PyObject* new_result(PyObject* shape, PyObject* dtype);  // not zeroed; a large one takes over the pages of one that is gone
 
 using Body = PyObject* (*)(const Arguments&);
 using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);

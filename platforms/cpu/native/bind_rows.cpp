@@ -1,4 +1,4 @@
-// Python entries of norms, rotary embedding, activations, arithmetic, gathers and sampling.
+// Python entries of results, norms, rotary embedding, activations, arithmetic, gathers and sampling.
 #include "arguments.h"
 #include "rows.h"
 #include "sample.h"
@@ -26,6 +26,8 @@ NormJob norm_job(const Array& x, const Array& weight, double epsilon, const Arra
     job.out = out.data;
     return job;
 }
+
+PyObject* py_empty(const Arguments& a) { return new_result(a.object(0), a.object(1)); }
 
 PyObject* py_rms_norm(const Arguments& a) {
     const Array x = a.array(0, "x"), weight = a.array(1, "weight"), out = a.output(4, "out");
@@ -226,6 +228,7 @@ PyObject* py_logsumexp(const Arguments& a) { return score(a.array(0, "logits"), 
 
 PyMethodDef* row_methods() {
     static PyMethodDef methods[] = {
+        INFERPLANE_METHOD(empty, 2, "empty(shape, dtype) -> array, not zeroed; a large one takes over the pages of one that is gone."),
         INFERPLANE_METHOD(rms_norm, 5, "rms_norm(x [..., size], weight [size], epsilon, offset, out): x / rms(x) * (weight + offset)."),
         INFERPLANE_METHOD(add_rms_norm, 7, "add_rms_norm(x, residual, weight, epsilon, offset, out, sum): sum = x + residual, out = rms_norm(sum)."),
         INFERPLANE_METHOD(layer_norm, 5, "layer_norm(x [..., size], weight, bias or None, epsilon, out)."),
