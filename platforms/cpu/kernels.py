@@ -35,6 +35,7 @@ def native_kernels() -> Sequence[Kernel]:
             ("activation", _activation, None, None),
             ("gated_activation", _gated_activation, None, None),
             ("write_kv", _write_kv, None, None),
+            ("qkv_rope_write", _qkv_rope_write, None, _one_turn),
             ("attention", _attention, None, None),
             ("sample", _sample, None, None),
         )
@@ -57,6 +58,11 @@ def _plain_linear(spec: Any) -> Support:
     if spec.out_dtype not in (None, spec.dtype, "float32"):
         return f"answers in {spec.dtype} or float32, not in {spec.out_dtype}"
     return "runs on one device, and cannot sum over a sharded input" if spec.reduce else None
+
+
+def _one_turn(spec: Any) -> Support:
+    same = all(getattr(spec.query, name) == getattr(spec.key, name) for name in ("frequencies", "scale", "interleaved", "head_dim"))
+    return None if same else "turns queries and keys alike, by one table"
 
 
 class Packed(NamedTuple):
@@ -162,6 +168,16 @@ def _gated_activation(spec: Any, gate: Array, up: Array) -> Array:
 
 def _write_kv(spec: Any, k: Array, v: Array, cell: Any, batch: Any) -> None:
     NATIVE.write_kv(np.ascontiguousarray(k), np.ascontiguousarray(v), cell.k, cell.v, batch.groups[cell.group].slots)
+
+
+def _qkv_rope_write(spec: Any, q: Array, k: Array, v: Array, cell: Any, batch: Any) -> Array:
+    out = NATIVE.empty(q.shape, q.dtype)
+    table, positions = rotary_table(spec.query, batch.positions)
+    NATIVE.qkv_rope_write(
+        np.ascontiguousarray(q), np.ascontiguousarray(k), np.ascontiguousarray(v), positions, table, spec.query.interleaved, out,
+        cell.k, cell.v, batch.groups[cell.group].slots,
+    )
+    return out
 
 
 def _attention(spec: Any, q: Array, cell: Any, batch: Any, sinks: tuple[Array, ...] | None = None) -> Array:

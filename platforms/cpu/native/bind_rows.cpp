@@ -68,18 +68,8 @@ PyObject* py_layer_norm(const Arguments& a) {
 }
 
 PyObject* py_rope(const Arguments& a) {
-    const Array x = a.array(0, "x"), positions = a.array(1, "positions"), table = a.array(2, "table"), out = a.output(4, "out");
-    x.expect({-1, -1, -1});
-    out.expect_like(x);
-    table.expect({-1, -1});
-    RopeJob job{x.data, out.data, positions.expect({x.shape[0]}).int32(), table.float32(), x.shape[0], x.shape[1], x.shape[2],
-                table.last() / 2, a.flag(3), x.dtype()};
-    INFERPLANE_REQUIRE(table.last() % 2 == 0 && table.last() <= job.head_dim, table.name() + " is " + table.describe() + "; expected [positions, 2 * pairs], pairs of the " +
-            std::to_string(job.head_dim) + " dims");
-    for (int64_t i = 0; i < job.tokens; ++i) {
-        INFERPLANE_REQUIRE(job.positions[i] >= 0 && job.positions[i] < table.shape[0], "rope: positions[" + std::to_string(i) + "] is " +
-                std::to_string(job.positions[i]) + "; the table has " + std::to_string(table.shape[0]));
-    }
+    const Array x = a.array(0, "x"), out = a.output(4, "out");
+    const RopeJob job = rope_job(x, a.array(1, "positions"), a.array(2, "table"), a.flag(3), out.expect_like(x).data);
     {
         WithoutGil free;
         rope(job);
@@ -225,6 +215,20 @@ PyObject* py_logprobs(const Arguments& a) {
 PyObject* py_logsumexp(const Arguments& a) { return score(a.array(0, "logits"), nullptr, a.output(1, "out")); }
 
 }  // namespace
+
+RopeJob rope_job(const Array& x, const Array& positions, const Array& table, bool interleaved, void* out) {
+    x.expect({-1, -1, -1});
+    table.expect({-1, -1});
+    const RopeJob job{x.data, out, positions.expect({x.shape[0]}).int32(), table.float32(), x.shape[0], x.shape[1], x.shape[2],
+                      table.last() / 2, interleaved, x.dtype()};
+    INFERPLANE_REQUIRE(table.last() % 2 == 0 && table.last() <= job.head_dim, table.name() + " is " + table.describe() + "; expected [positions, 2 * pairs], pairs of the " +
+            std::to_string(job.head_dim) + " dims");
+    for (int64_t i = 0; i < job.tokens; ++i) {
+        INFERPLANE_REQUIRE(job.positions[i] >= 0 && job.positions[i] < table.shape[0], positions.name() + "[" + std::to_string(i) + "] is " +
+                std::to_string(job.positions[i]) + "; the table has " + std::to_string(table.shape[0]));
+    }
+    return job;
+}
 
 PyMethodDef* row_methods() {
     static PyMethodDef methods[] = {
