@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +42,14 @@ class Source(Protocol):
 
     def tensor(self, name: str) -> np.ndarray[Any, Any] | Quantized:
         """A view where the format allows one."""
+
+
+@runtime_checkable
+class Mapped(Protocol):
+    """A source whose tensors are views of files: packed ones need not stay in memory a second time."""
+
+    def release(self, name: str) -> None:
+        """The tensor's pages may go; a view of it stays sound."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,8 @@ class _Preparer:
         layout = (choice.kernel.name, choice.local) if choice.kernel.prepare else getattr(use.spec, "dtype", None)
         if (names, layout) not in self.made:
             self.made[names, layout] = self._prepare(choice, use.weight.parts)
+            for name in names if isinstance(self.source, Mapped) else ():
+                self.source.release(name)
         return self.made[names, layout]
 
     def _prepare(self, choice: Choice, parts: Sequence[Tensor]) -> Any:
