@@ -21,6 +21,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--platform", metavar="P", help="a platform, with options after a colon (cuda:1), or auto")
     group.add_argument("--dtype", metavar="D", help="auto, float32, bfloat16, float16 or float64")
     group.add_argument("--quantization", metavar="Q", help="int8 or int4: quantize the linears while loading (or a scheme: int4:g64)")
+    group.add_argument("--packed-cache", action="store_const", const=True, help="keep packed weights on disk for the next start")
     group.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of prompt and answer together")
     group.add_argument("--max-num-seqs", type=int, metavar="N", help="sequences that run at once")
     group.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="tokens computed in one step")
@@ -35,8 +36,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 ENGINE = (
-    "model", "revision", "tokenizer", "platform", "dtype", "quantization", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
-    "block_size", "kv_cache_memory_gb", "enable_prefix_caching", "threads", "deterministic", "config",
+    "model", "revision", "tokenizer", "platform", "dtype", "quantization", "packed_cache", "max_model_len", "max_num_seqs",
+    "max_num_batched_tokens", "block_size", "kv_cache_memory_gb", "enable_prefix_caching", "threads", "deterministic", "config",
 )
 
 

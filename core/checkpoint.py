@@ -70,6 +70,10 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder} has no tensor {name!r}. Remedy: fetch the checkpoint again.")
         return self.files[name].tensor(name)
 
+    def release(self, name: str) -> None:
+        """Its pages leave memory until somebody reads them again."""
+        self.files[name].release(name)
+
     def check(self, weights: WeightTable) -> None:
         """Raise `CheckpointError` unless every tensor of the table is here in its shape, and no other."""
         needed = weights.tensors()
@@ -112,6 +116,7 @@ class Checkpoint:
             digest.update(f"{name} {entry.shape} {entry.dtype.name}\n".encode())
             for start in np.linspace(0, max(0, data.size - SAMPLE_BYTES), SAMPLES, dtype=np.int64):
                 digest.update(data[start : start + SAMPLE_BYTES].tobytes())
+            self.release(name)
         return digest.hexdigest()
 
     def _check_tied(self) -> None:

@@ -22,6 +22,7 @@ class ModelConfig:
     quantization: of the linears while loading, int8, int4 or a scheme; None: as they are stored.
     dtype: what to compute in; "auto": the checkpoint's where the platform has it. max_model_len: tokens of prompt and
     answer together; None: the checkpoint's. tokenizer: a folder or hub name, where it is not the model's own.
+    packed_cache: keep what the kernels pack below INFERPLANE_CACHE, so that the next start maps it.
     """
 
     model: str | None = None
@@ -30,8 +31,10 @@ class ModelConfig:
     dtype: str = "auto"
     quantization: str | None = None
     max_model_len: int | None = None
+    packed_cache: bool = False
 
     def __post_init__(self) -> None:
+        _flag("packed_cache", self.packed_cache)
         for name in ("model", "revision", "tokenizer", "quantization"):
             _text(name, getattr(self, name))
         _one_of("dtype", self.dtype, ("auto", *FLOATS))

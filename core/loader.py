@@ -4,7 +4,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from ..platforms.contract import Platform
 from .graph import Graph, Weights
 from .localize import Mesh, local_tensor
 from .models import model_class
+from .packed_cache import PackedCache
 from .quantization import choose_precision
 from .resolve import Choice, Resolution, resolve
 from .trace import Use, trace
@@ -44,6 +47,14 @@ class Source(Protocol):
         """A view where the format allows one."""
 
 
+@runtime_checkable
+class Mapped(Protocol):
+    """A source whose tensors are views of files: packed ones need not stay in memory a second time."""
+
+    def release(self, name: str) -> None:
+        """The tensor's pages may go; a view of it stays sound."""
+
+
 @dataclass(frozen=True)
 class LoadOptions:
     """What a person may decide about a load."""
@@ -56,6 +67,8 @@ class LoadOptions:
     kernels: Mapping[str, str] | None = None
     """op -> kernel name: met, or an error."""
     deterministic: bool = False
+    packed_cache: Path | None = None
+    """A folder that keeps what kernels packed for the next start."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +120,20 @@ def load(
     model, resolution = plan_model(source, platform, options, packs, mesh)
     source.check(model.weights)
     uses = trace(model, composed=lambda spec: resolution[spec].kernel is None).uses
-    preparer = _Preparer(source, platform, resolution, mesh or Mesh.single())
+    packed = _packed_cache(options.packed_cache, source, platform, resolution, uses) if options.packed_cache else None
+    preparer = _Preparer(source, platform, resolution, mesh or Mesh.single(), packed)
     handles: dict[str, Any] = {}
-    for done, use in enumerate(uses):
-        handles[use.path] = preparer.handle(use)
-        if progress:
-            progress("loading weights", done + 1, len(uses))
+    try:
+        for done, use in enumerate(uses):
+            handles[use.path] = preparer.handle(use)
+            if progress:
+                progress("loading weights", done + 1, len(uses))
+    except BaseException:
+        if packed:
+            packed.abandon()
+        raise
+    if packed:
+        packed.finish()
     table = model.weights
     weights = Weights(
         {name: handles[name] for name in table.top},
@@ -125,8 +146,8 @@ def load(
 class _Preparer:
     """Weights by the layout that their kernels want; a weight whose uses agree is placed once."""
 
-    def __init__(self, source: Source, platform: Platform, resolution: Resolution, mesh: Mesh) -> None:
-        self.source, self.platform, self.resolution, self.mesh = source, platform, resolution, mesh
+    def __init__(self, source: Source, platform: Platform, resolution: Resolution, mesh: Mesh, packed: PackedCache | None) -> None:
+        self.source, self.platform, self.resolution, self.mesh, self.packed = source, platform, resolution, mesh, packed
         self.made: dict[tuple[Any, ...], Any] = {}
 
     def handle(self, use: Use) -> Any:
@@ -136,9 +157,22 @@ class _Preparer:
         layout = (choice.kernel.name, choice.local) if choice.kernel.prepare else getattr(use.spec, "dtype", None)
         if (names, layout) not in self.made:
             self.made[names, layout] = self._prepare(choice, use.weight.parts)
+            if isinstance(source := self.source, Mapped):
+                for name in names:
+                    source.release(name)
         return self.made[names, layout]
 
     def _prepare(self, choice: Choice, parts: Sequence[Tensor]) -> Any:
+        weight = _packed_name(choice, parts)
+        if self.packed is None or weight is None:
+            return self._read(choice, parts)
+        handle = self.packed.get(weight)
+        if handle is None:
+            handle = self._read(choice, parts)
+            self.packed.put(weight, handle)
+        return handle
+
+    def _read(self, choice: Choice, parts: Sequence[Tensor]) -> Any:
         dtype = DTYPES[getattr(choice.spec, "dtype", "float32")]
         host: list[Any] = [local_tensor(self.source.tensor(part.name), part, self.mesh) for part in parts]
         scheme = getattr(choice.spec, "scheme", None)
@@ -160,6 +194,22 @@ class _Preparer:
             for name in names:
                 seen[name] = seen.get(name, 0) + 1
         return tuple(name for name, count in seen.items() if count > 1)
+
+
+def _packed_name(choice: Choice, parts: Sequence[Tensor]) -> str | None:
+    """What a packed weight is called in a cache; None where its kernel keeps nothing."""
+    kernel = choice.kernel
+    if kernel is None or kernel.prepare is None or not kernel.layout:
+        return None
+    return " | ".join([kernel.name, kernel.layout, str(choice.local), *(part.name for part in parts)])
+
+
+def _packed_cache(folder: Path, source: Source, platform: Platform, resolution: Resolution, uses: Sequence[Use]) -> PackedCache:
+    """One file for a model on a platform with its kernels and specs, whatever their build."""
+    specs = sorted({f"{choice.name} {choice.local}" for choice in resolution})
+    digest = sha256("\n".join([source.fingerprint, platform.name, *specs]).encode()).hexdigest()[:32]
+    names = sorted({name for use in uses if (name := _packed_name(resolution[use.spec], use.weight.parts))})
+    return PackedCache(folder, digest, names)
 
 
 def choose_dtype(asked: str, config: Mapping[str, Any], platform: Platform) -> str:

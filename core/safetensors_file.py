@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -54,6 +55,7 @@ class SafetensorsFile:
     entries: Mapping[str, Entry]
     data: np.ndarray[Any, np.dtype[np.uint8]]
     """The memory map behind the header."""
+    mapping: mmap.mmap
 
     @classmethod
     def open(cls, path: Path) -> SafetensorsFile:
@@ -68,15 +70,14 @@ class SafetensorsFile:
             if size < 8 + length:
                 raise _error(path, f"ends within its header: {8 + length - size} bytes are missing", AGAIN)
             header = file.read(length)
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         entries = _entries(path, header)
         expected = 8 + length + max((entry.stop for entry in entries.values()), default=0)
         if size < expected:
             raise _error(path, f"is truncated: {expected - size} of {expected} bytes are missing", AGAIN)
         if size > expected:
             raise _error(path, f"has {size - expected} bytes that belong to no tensor", AGAIN)
-        empty = size == 8 + length
-        data = np.empty(0, np.uint8) if empty else np.memmap(path, np.uint8, mode="r", offset=8 + length)
-        return cls(path, size, entries, data)
+        return cls(path, size, entries, np.frombuffer(mapping, np.uint8)[8 + length :], mapping)
 
     def bytes_of(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """[bytes] a read-only view."""
@@ -87,6 +88,14 @@ class SafetensorsFile:
         """A read-only view; a copy only where the file left the tensor unaligned."""
         entry = self.entries[name]
         return np.require(self.bytes_of(name).view(entry.dtype).reshape(entry.shape).view(np.ndarray), requirements="A")
+
+    def release(self, name: str) -> None:
+        """Drop the tensor's pages from memory. A view of it stays sound: what is needed again is read again."""
+        entry = self.entries[name]
+        start = len(self.mapping) - len(self.data) + entry.start
+        first = start - start % mmap.PAGESIZE
+        if entry.stop > entry.start and hasattr(mmap, "MADV_DONTNEED"):  # not everywhere
+            self.mapping.madvise(mmap.MADV_DONTNEED, first, start + entry.stop - entry.start - first)
 
 
 def _entries(path: Path, header: bytes) -> dict[str, Entry]:

@@ -15,6 +15,7 @@ from .chat import ChatTemplate
 from .checkpoint import Checkpoint
 from .config import CacheConfig, EngineConfig
 from .engine import Engine
+from .env import Environment
 from .hub import locate
 from .kv.layout import Layout, Shape, layout_for_bytes, layout_for_tokens
 from .loader import Loaded, LoadOptions, Progress, Source, load
@@ -51,6 +52,7 @@ def load_options(config: EngineConfig) -> LoadOptions:
         dtype=config.model.dtype, quantization=config.model.quantization,
         max_model_len=config.model.max_model_len, block_tokens=config.cache.block_size,
         kernels=config.execution.kernels, deterministic=config.execution.deterministic,
+        packed_cache=Environment.read().cache / "packed" if config.model.packed_cache else None,
     )
 
 

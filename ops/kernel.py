@@ -23,6 +23,8 @@ class Kernel:
     prepare(spec, parts) -> handle: host arrays of one weight (tensors, then biases) into this kernel's own layout.
       Without it a handle is the tuple of the parts, placed by `Platform.put`.
     batch_invariant: a row's bits do not depend on neighbours, padding, chunk boundaries or prefix hits.
+    layout: of handles that are trees of host arrays and may be kept on disk, a text that changes whenever what `prepare`
+      makes does (a build, an instruction set); empty: never kept.
     """
 
     op: str
@@ -31,6 +33,7 @@ class Kernel:
     run: Callable[..., Any]
     prepare: Callable[[Any, Sequence[Any]], Any] | None = None
     batch_invariant: bool = False
+    layout: str = ""
 
 
 @dataclass(frozen=True)

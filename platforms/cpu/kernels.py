@@ -8,7 +8,7 @@ import numpy as np
 
 from ...ops import DTYPES, Kernel, Spec, Support
 from ...ops.sample import Sampled, Sampling, edited, logprobs
-from .library import NATIVE, missing_reason
+from .library import NATIVE, build_id, missing_reason
 from .rotary import rotary_table
 
 Array = np.ndarray[Any, Any]
@@ -18,8 +18,9 @@ COMPUTED = ("float32", "bfloat16", "float16")
 
 def native_kernels() -> Sequence[Kernel]:
     """In the order of ops. All keep a row's bits whatever its neighbours: sums run over k in one order for any shape."""
+    layout = f"{build_id()} {NATIVE.features()['path']}" if NATIVE is not None else ""
     return [
-        Kernel(op, f"native.{op}", _supports(extra), run, prepare, batch_invariant=True)
+        Kernel(op, f"native.{op}", _supports(extra), run, prepare, batch_invariant=True, layout=layout if prepare else "")
         for op, run, prepare, extra in (
             ("derive", _derive, None, None),
             ("embedding", _embedding, None, None),
@@ -35,6 +36,7 @@ def native_kernels() -> Sequence[Kernel]:
             ("activation", _activation, None, None),
             ("gated_activation", _gated_activation, None, None),
             ("write_kv", _write_kv, None, None),
+            ("qkv_rope_write", _qkv_rope_write, None, _one_turn),
             ("attention", _attention, None, None),
             ("sample", _sample, None, None),
         )
@@ -59,6 +61,11 @@ def _plain_linear(spec: Any) -> Support:
     return "runs on one device, and cannot sum over a sharded input" if spec.reduce else None
 
 
+def _one_turn(spec: Any) -> Support:
+    same = all(getattr(spec.query, name) == getattr(spec.key, name) for name in ("frequencies", "scale", "interleaved", "head_dim"))
+    return None if same else "turns queries and keys alike, by one table"
+
+
 class Packed(NamedTuple):
     """A fused weight in panels of 64 outputs, and a bias or None per output."""
 
@@ -80,7 +87,7 @@ def _pack(spec: Any, parts: Sequence[Array]) -> Packed:
 
 def _linear(spec: Any, x: Array, weight: Packed, batch: Any) -> Any:
     dtype = DTYPES[spec.out_dtype or spec.dtype]
-    outs = [np.empty((len(x), dim.size), dtype) for dim in spec.outputs]
+    outs = [NATIVE.empty((len(x), dim.size), dtype) for dim in spec.outputs]
     NATIVE.linear(np.ascontiguousarray(x), weight.panels, outs, weight.biases)
     return tuple(outs) if len(outs) > 1 else outs[0]
 
@@ -99,63 +106,63 @@ def _embedding(spec: Any, tokens: Array, weight: tuple[Array, ...]) -> Array:
 
 
 def _take_rows(spec: Any, x: Array, rows: Array) -> Array:
-    out = np.empty((len(rows), x.shape[1]), x.dtype)
+    out = NATIVE.empty((len(rows), x.shape[1]), x.dtype)
     NATIVE.take_rows(np.ascontiguousarray(x), np.ascontiguousarray(rows), out)
     return out
 
 
 def _add(spec: Spec, a: Array, b: Array) -> Array:
-    out = np.empty(a.shape, a.dtype)
+    out = NATIVE.empty(a.shape, a.dtype)
     NATIVE.add(np.ascontiguousarray(a), np.ascontiguousarray(b), out)
     return out
 
 
 def _multiply(spec: Spec, a: Array, b: Array) -> Array:
-    out = np.empty(a.shape, a.dtype)
+    out = NATIVE.empty(a.shape, a.dtype)
     NATIVE.multiply(np.ascontiguousarray(a), np.ascontiguousarray(b), out)
     return out
 
 
 def _scale(spec: Any, x: Array) -> Array:
-    out = np.empty(x.shape, x.dtype)
+    out = NATIVE.empty(x.shape, x.dtype)
     NATIVE.scale(np.ascontiguousarray(x), spec.factor, out)
     return out
 
 
 def _rms_norm(spec: Any, x: Array, weight: tuple[Array, ...]) -> Array:
-    out = np.empty(x.shape, x.dtype)
+    out = NATIVE.empty(x.shape, x.dtype)
     NATIVE.rms_norm(np.ascontiguousarray(x), weight[0], spec.epsilon, spec.offset, out)
     return out
 
 
 def _add_rms_norm(spec: Any, x: Array, residual: Array, weight: tuple[Array, ...]) -> tuple[Array, Array]:
-    out, total = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+    out, total = NATIVE.empty(x.shape, x.dtype), NATIVE.empty(x.shape, x.dtype)
     norm = spec.norm
     NATIVE.add_rms_norm(np.ascontiguousarray(x), np.ascontiguousarray(residual), weight[0], norm.epsilon, norm.offset, out, total)
     return out, total
 
 
 def _layer_norm(spec: Any, x: Array, weight: tuple[Array, ...]) -> Array:
-    out = np.empty(x.shape, x.dtype)
+    out = NATIVE.empty(x.shape, x.dtype)
     NATIVE.layer_norm(np.ascontiguousarray(x), weight[0], weight[1] if spec.bias else None, spec.epsilon, out)
     return out
 
 
 def _rope(spec: Any, x: Array, batch: Any) -> Array:
-    out = np.empty(x.shape, x.dtype)
+    out = NATIVE.empty(x.shape, x.dtype)
     table, positions = rotary_table(spec, batch.positions)
     NATIVE.rope(np.ascontiguousarray(x), positions, table, spec.interleaved, out)
     return out
 
 
 def _activation(spec: Any, x: Array) -> Array:
-    out = np.empty(x.shape, x.dtype)
+    out = NATIVE.empty(x.shape, x.dtype)
     NATIVE.activation(np.ascontiguousarray(x), spec.kind, out)
     return out
 
 
 def _gated_activation(spec: Any, gate: Array, up: Array) -> Array:
-    out = np.empty(gate.shape, gate.dtype)
+    out = NATIVE.empty(gate.shape, gate.dtype)
     NATIVE.gated_activation(np.ascontiguousarray(gate), np.ascontiguousarray(up), spec.kind, out)
     return out
 
@@ -164,8 +171,18 @@ def _write_kv(spec: Any, k: Array, v: Array, cell: Any, batch: Any) -> None:
     NATIVE.write_kv(np.ascontiguousarray(k), np.ascontiguousarray(v), cell.k, cell.v, batch.groups[cell.group].slots)
 
 
+def _qkv_rope_write(spec: Any, q: Array, k: Array, v: Array, cell: Any, batch: Any) -> Array:
+    out = NATIVE.empty(q.shape, q.dtype)
+    table, positions = rotary_table(spec.query, batch.positions)
+    NATIVE.qkv_rope_write(
+        np.ascontiguousarray(q), np.ascontiguousarray(k), np.ascontiguousarray(v), positions, table, spec.query.interleaved, out,
+        cell.k, cell.v, batch.groups[cell.group].slots,
+    )
+    return out
+
+
 def _attention(spec: Any, q: Array, cell: Any, batch: Any, sinks: tuple[Array, ...] | None = None) -> Array:
-    out = np.empty((*q.shape[:2], spec.value_dim), q.dtype)
+    out = NATIVE.empty((*q.shape[:2], spec.value_dim), q.dtype)
     NATIVE.attention(
         np.ascontiguousarray(q), cell.k, cell.v, out, batch.groups[cell.group].table, batch.starts, batch.lengths,
         spec.scale, spec.window or 0, spec.softcap or 0.0, sinks[0].astype(np.float32) if sinks else None,

@@ -1,7 +1,10 @@
 """The compiled kernels, or why they are not there."""
 from __future__ import annotations
 
+from functools import cache
+from hashlib import sha256
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 NATIVE: Any = None
@@ -17,3 +20,9 @@ def missing_reason() -> str | None:
     if NATIVE is not None:
         return None
     return f"the C++ kernels were not built ({_ERROR}); install a C++ compiler (g++) and install inferplane again"
+
+
+@cache
+def build_id() -> str:
+    """Of the compiled library: another build may pack otherwise."""
+    return sha256(Path(NATIVE.__file__).read_bytes()).hexdigest()[:16] if NATIVE is not None else ""

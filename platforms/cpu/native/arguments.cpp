@@ -53,6 +53,10 @@ void free_bytes(PyObject* capsule) {
     free_pages(PyCapsule_GetPointer(capsule, nullptr), reinterpret_cast<int64_t>(PyCapsule_GetContext(capsule)));
 }
 
+void give_back(PyObject* capsule) {
+    give_back_pages(PyCapsule_GetPointer(capsule, nullptr), reinterpret_cast<int64_t>(PyCapsule_GetContext(capsule)));
+}
+
 // A tuple or list as borrowed items; anything else as itself.
 std::vector<PyObject*> items(PyObject* value) {
     if (!PyTuple_Check(value) && !PyList_Check(value)) return {value};
@@ -205,6 +209,37 @@ PyObject* new_bytes_array(int64_t bytes, void** address) {
     PyCapsule_SetContext(owner, reinterpret_cast<void*>(bytes));
     PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(array), owner);
     if (address) *address = memory;
+    return array;
+}
+
+PyObject* new_result(PyObject* wanted, PyObject* dtype) {
+    constexpr int64_t small_bytes = 1 << 16;  // NumPy's own allocator has pages for these
+    PyArray_Descr* type = nullptr;
+    PyArray_Dims shape{nullptr, 0};
+    if (!PyArray_DescrConverter(dtype, &type)) throw PythonError();
+    if (!PyArray_IntpConverter(wanted, &shape)) {
+        Py_DECREF(type);
+        throw PythonError();
+    }
+    const int64_t bytes = PyArray_MultiplyList(shape.ptr, shape.len) * PyDataType_ELSIZE(type);
+    PyObject* array = nullptr;
+    if (bytes < small_bytes) {
+        array = PyArray_Empty(shape.len, shape.ptr, type, 0);
+    } else {
+        int64_t capacity = 0;
+        void* memory = take_pages(bytes, &capacity);
+        array = PyArray_NewFromDescr(&PyArray_Type, type, shape.len, shape.ptr, nullptr, memory, NPY_ARRAY_CARRAY, nullptr);
+        PyObject* owner = array ? PyCapsule_New(memory, nullptr, give_back) : nullptr;
+        if (owner) {
+            PyCapsule_SetContext(owner, reinterpret_cast<void*>(capacity));
+            PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(array), owner);
+        } else {
+            Py_CLEAR(array);
+            give_back_pages(memory, capacity);
+        }
+    }
+    PyDimMem_FREE(shape.ptr);
+    if (!array) throw PythonError();
     return array;
 }
 

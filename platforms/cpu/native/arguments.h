@@ -11,6 +11,7 @@
 
 #include "dtype.h"
 #include "invalid.h"
+#include "rows.h"
 
 namespace inferplane {
 
@@ -59,6 +60,7 @@ class Arguments {
     double number(int i, const char* name) const;
     std::string text(int i, const char* name) const;
     bool flag(int i) const;
+    PyObject* object(int i) const { return values_[i]; }
 
   private:
     std::vector<Array> views(int i, const char* name, bool writable) const;
@@ -82,6 +84,10 @@ class WithoutGil {
 
 bool import_numpy();
 PyObject* new_bytes_array(int64_t bytes, void** memory = nullptr);  // uint8, zeroed, 64-byte aligned, huge pages; owns its memory
+
+PyObject* new_result(PyObject* shape, PyObject* dtype);  // not zeroed; a large one takes over the pages of one that is gone
+
+RopeJob rope_job(const Array& x, const Array& positions, const Array& table, bool interleaved, void* out);  // checked
 
 using Body = PyObject* (*)(const Arguments&);
 using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);

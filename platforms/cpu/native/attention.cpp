@@ -44,22 +44,40 @@ void attention(const AttentionJob& job) {
     parallel(int64_t(tasks.size()), [&](int64_t i) { attend(job, tasks[i]); });
 }
 
-void write_kv(const WriteJob& job) {
+void prefetch_slots(const WriteJob& job, int64_t first, int64_t last) {
     const CacheShape& cache = job.cache;
     const int64_t key_bytes = cache.key_dim * item_bytes(job.dtype), value_bytes = cache.value_dim * item_bytes(job.dtype);
-    const int64_t token_bytes = std::max<int64_t>(1, cache.kv_heads * (key_bytes + value_bytes));
-    parallel_ranges(job.tokens, std::max<int64_t>(1, small_write / token_bytes), [&](int64_t first, int64_t last) {
-        for (int64_t token = first; token < last; ++token) {
-            const int64_t block = job.slots[token] / cache.block_tokens, offset = job.slots[token] % cache.block_tokens;
-            if (block == 0) continue;  // padding: nobody reads the null block
-            for (int64_t head = 0; head < cache.kv_heads; ++head) {
-                const int64_t to = cache.token(block, head, offset), from = token * cache.kv_heads + head;
-                std::memcpy(static_cast<char*>(job.k_cache) + to * key_bytes, static_cast<const char*>(job.k) + from * key_bytes, key_bytes);
-                std::memcpy(static_cast<char*>(job.v_cache) + to * value_bytes, static_cast<const char*>(job.v) + from * value_bytes,
-                            value_bytes);
-            }
+    const auto fetch = [](const void* cells, int64_t start, int64_t bytes) {
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(cells) + start + at, 1);
+    };
+    for (int64_t token = first; token < last; ++token) {
+        for (int64_t head = 0; head < cache.kv_heads; ++head) {
+            const int64_t to = cache.token(job.slots[token] / cache.block_tokens, head, job.slots[token] % cache.block_tokens);
+            fetch(job.k_cache, to * key_bytes, key_bytes);
+            fetch(job.v_cache, to * value_bytes, value_bytes);
         }
-    });
+    }
+}
+
+void write_tokens(const WriteJob& job, int64_t first, int64_t last) {
+    const CacheShape& cache = job.cache;
+    const int64_t key_bytes = cache.key_dim * item_bytes(job.dtype), value_bytes = cache.value_dim * item_bytes(job.dtype);
+    for (int64_t token = first; token < last; ++token) {
+        const int64_t block = job.slots[token] / cache.block_tokens, offset = job.slots[token] % cache.block_tokens;
+        if (block == 0) continue;  // padding: nobody reads the null block
+        for (int64_t head = 0; head < cache.kv_heads; ++head) {
+            const int64_t to = cache.token(block, head, offset), from = token * cache.kv_heads + head;
+            std::memcpy(static_cast<char*>(job.k_cache) + to * key_bytes, static_cast<const char*>(job.k) + from * key_bytes, key_bytes);
+            std::memcpy(static_cast<char*>(job.v_cache) + to * value_bytes, static_cast<const char*>(job.v) + from * value_bytes,
+                        value_bytes);
+        }
+    }
+}
+
+void write_kv(const WriteJob& job) {
+    const int64_t token_bytes = job.cache.kv_heads * (job.cache.key_dim + job.cache.value_dim) * item_bytes(job.dtype);
+    parallel_ranges(job.tokens, std::max<int64_t>(1, small_write / std::max<int64_t>(1, token_bytes)),
+                    [&](int64_t first, int64_t last) { write_tokens(job, first, last); });
 }
 
 }  // namespace inferplane

@@ -45,5 +45,8 @@ struct WriteJob {
 
 void attention(const AttentionJob& job);
 void write_kv(const WriteJob& job);
+// Parts of it, on the caller's thread: of tokens first .. last - 1.
+void write_tokens(const WriteJob& job, int64_t first, int64_t last);
+void prefetch_slots(const WriteJob& job, int64_t first, int64_t last);
 
 }  // namespace inferplane

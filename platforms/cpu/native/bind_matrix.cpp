@@ -1,7 +1,7 @@
-// Python entries of linear, write_kv and attention: shapes and ids are checked here, and never again.
+// Python entries of linear, write_kv, qkv_rope_write and attention: shapes and ids are checked here, and never again.
 #include "arguments.h"
-#include "attention.h"
 #include "linear.h"
+#include "rope_write.h"
 
 namespace inferplane {
 namespace {
@@ -106,20 +106,42 @@ CacheShape cache_shape(const Array& k_cache, const Array& v_cache) {
     return shape;
 }
 
-PyObject* py_write_kv(const Arguments& a) {
-    const Array k = a.array(0, "k"), v = a.array(1, "v"), k_cache = a.output(2, "k_cache"), v_cache = a.output(3, "v_cache");
-    const Array slots = a.array(4, "slots");
+// The job of writing `k` and `v`, with every slot checked.
+WriteJob write_job(const Array& k, const Array& v, const Array& k_cache, const Array& v_cache, const Array& slots) {
     WriteJob job{k.data, v.data, k_cache.data, v_cache.data, cache_shape(k_cache, v_cache), k_cache.dtype(), slots.expect({-1}).last(), slots.int32()};
     k.expect(k_cache.element).expect({job.tokens, job.cache.kv_heads, job.cache.key_dim});
     v.expect(k_cache.element).expect({job.tokens, job.cache.kv_heads, job.cache.value_dim});
     const int64_t limit = job.cache.blocks * job.cache.block_tokens;
     for (int64_t i = 0; i < job.tokens; ++i) {
-        INFERPLANE_REQUIRE(job.slots[i] >= 0 && job.slots[i] < limit, "write_kv: slots[" + std::to_string(i) + "] is " + std::to_string(job.slots[i]) +
+        INFERPLANE_REQUIRE(job.slots[i] >= 0 && job.slots[i] < limit, slots.name() + "[" + std::to_string(i) + "] is " + std::to_string(job.slots[i]) +
                 "; the cache has " + std::to_string(limit) + " slots");
     }
+    return job;
+}
+
+PyObject* py_write_kv(const Arguments& a) {
+    const Array k = a.array(0, "k"), v = a.array(1, "v"), k_cache = a.output(2, "k_cache"), v_cache = a.output(3, "v_cache");
+    const WriteJob job = write_job(k, v, k_cache, v_cache, a.array(4, "slots"));
     {
         WithoutGil free;
         write_kv(job);
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject* py_qkv_rope_write(const Arguments& a) {
+    const Array q = a.array(0, "q"), k = a.array(1, "k"), v = a.array(2, "v"), out = a.output(6, "out");
+    const Array positions = a.array(3, "positions"), table = a.array(4, "table");
+    const Array k_cache = a.output(7, "k_cache"), v_cache = a.output(8, "v_cache");
+    RopeWriteJob job{};
+    job.write = write_job(k, v, k_cache, v_cache, a.array(9, "slots"));
+    q.expect(k_cache.element).expect({job.write.tokens, -1, job.write.cache.key_dim});
+    out.expect_like(q);
+    job.query = rope_job(q, positions, table, a.flag(5), out.data);
+    job.key = rope_job(k, positions, table, a.flag(5), nullptr);
+    {
+        WithoutGil free;
+        rope_write(job);
     }
     Py_RETURN_NONE;
 }
@@ -192,6 +214,7 @@ PyMethodDef* matrix_methods() {
         INFERPLANE_METHOD(pack_linear, 1, "pack_linear(parts of [rows, inputs]) -> packed uint8; parts follow each other as outputs."),
         INFERPLANE_METHOD(linear, 4, "linear(x [tokens, inputs], packed, outs, biases): outs[i] [tokens, width] = columns of x W^T + bias."),
         INFERPLANE_METHOD(write_kv, 5, "write_kv(k [tokens, kv_heads, key_dim], v, k_cache [blocks, kv_heads, block_tokens, key_dim], v_cache, slots)."),
+        INFERPLANE_METHOD(qkv_rope_write, 10, "qkv_rope_write(q, k, v, positions, table, interleaved, out, k_cache, v_cache, slots): out = q rotated; k rotated, v written."),
         INFERPLANE_METHOD(attention, 11, "attention(q, k_cache, v_cache, out, table, starts, lengths, scale, window, softcap, sinks)."),
         {nullptr, nullptr, 0, nullptr}};
     return methods;

@@ -1,4 +1,4 @@
-// Python entries of norms, rotary embedding, activations, arithmetic, gathers and sampling.
+// Python entries of results, norms, rotary embedding, activations, arithmetic, gathers and sampling.
 #include "arguments.h"
 #include "rows.h"
 #include "sample.h"
@@ -26,6 +26,8 @@ NormJob norm_job(const Array& x, const Array& weight, double epsilon, const Arra
     job.out = out.data;
     return job;
 }
+
+PyObject* py_empty(const Arguments& a) { return new_result(a.object(0), a.object(1)); }
 
 PyObject* py_rms_norm(const Arguments& a) {
     const Array x = a.array(0, "x"), weight = a.array(1, "weight"), out = a.output(4, "out");
@@ -66,18 +68,8 @@ PyObject* py_layer_norm(const Arguments& a) {
 }
 
 PyObject* py_rope(const Arguments& a) {
-    const Array x = a.array(0, "x"), positions = a.array(1, "positions"), table = a.array(2, "table"), out = a.output(4, "out");
-    x.expect({-1, -1, -1});
-    out.expect_like(x);
-    table.expect({-1, -1});
-    RopeJob job{x.data, out.data, positions.expect({x.shape[0]}).int32(), table.float32(), x.shape[0], x.shape[1], x.shape[2],
-                table.last() / 2, a.flag(3), x.dtype()};
-    INFERPLANE_REQUIRE(table.last() % 2 == 0 && table.last() <= job.head_dim, table.name() + " is " + table.describe() + "; expected [positions, 2 * pairs], pairs of the " +
-            std::to_string(job.head_dim) + " dims");
-    for (int64_t i = 0; i < job.tokens; ++i) {
-        INFERPLANE_REQUIRE(job.positions[i] >= 0 && job.positions[i] < table.shape[0], "rope: positions[" + std::to_string(i) + "] is " +
-                std::to_string(job.positions[i]) + "; the table has " + std::to_string(table.shape[0]));
-    }
+    const Array x = a.array(0, "x"), out = a.output(4, "out");
+    const RopeJob job = rope_job(x, a.array(1, "positions"), a.array(2, "table"), a.flag(3), out.expect_like(x).data);
     {
         WithoutGil free;
         rope(job);
@@ -224,8 +216,23 @@ PyObject* py_logsumexp(const Arguments& a) { return score(a.array(0, "logits"), 
 
 }  // namespace
 
+RopeJob rope_job(const Array& x, const Array& positions, const Array& table, bool interleaved, void* out) {
+    x.expect({-1, -1, -1});
+    table.expect({-1, -1});
+    const RopeJob job{x.data, out, positions.expect({x.shape[0]}).int32(), table.float32(), x.shape[0], x.shape[1], x.shape[2],
+                      table.last() / 2, interleaved, x.dtype()};
+    INFERPLANE_REQUIRE(table.last() % 2 == 0 && table.last() <= job.head_dim, table.name() + " is " + table.describe() + "; expected [positions, 2 * pairs], pairs of the " +
+            std::to_string(job.head_dim) + " dims");
+    for (int64_t i = 0; i < job.tokens; ++i) {
+        INFERPLANE_REQUIRE(job.positions[i] >= 0 && job.positions[i] < table.shape[0], positions.name() + "[" + std::to_string(i) + "] is " +
+                std::to_string(job.positions[i]) + "; the table has " + std::to_string(table.shape[0]));
+    }
+    return job;
+}
+
 PyMethodDef* row_methods() {
     static PyMethodDef methods[] = {
+        INFERPLANE_METHOD(empty, 2, "empty(shape, dtype) -> array, not zeroed; a large one takes over the pages of one that is gone."),
         INFERPLANE_METHOD(rms_norm, 5, "rms_norm(x [..., size], weight [size], epsilon, offset, out): x / rms(x) * (weight + offset)."),
         INFERPLANE_METHOD(add_rms_norm, 7, "add_rms_norm(x, residual, weight, epsilon, offset, out, sum): sum = x + residual, out = rms_norm(sum)."),
         INFERPLANE_METHOD(layer_norm, 5, "layer_norm(x [..., size], weight, bias or None, epsilon, out)."),

@@ -1,4 +1,4 @@
-// Aligned memory: long-lived buffers on huge pages, and scratch that each thread keeps and grows.
+// Aligned memory: long-lived buffers on huge pages, results that take over each other's pages, and scratch of a thread.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +15,11 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) {
 // Zeroed, 64-byte aligned; 2 MiB aligned and advised for huge pages when it is large. Throws bad_alloc.
 void* allocate_pages(int64_t bytes);
 void free_pages(void* memory, int64_t bytes);
+
+// Pages for a result: those of a result that nobody needs any more where some are large enough, so that a steady state
+// meets no page fault. Not zeroed. `capacity` is what to give back with them.
+void* take_pages(int64_t bytes, int64_t* capacity);
+void give_back_pages(void* memory, int64_t capacity);
 
 // A buffer that only grows, so that a steady state allocates nothing.
 class Scratch {

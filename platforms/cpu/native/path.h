@@ -29,7 +29,7 @@ struct Path {
     RangeKernel<ArithmeticJob> arithmetic[3], scale[3];
     float (*largest)(const float* logits, int64_t count);
     double (*exponentials)(const float* logits, int64_t count, float peak, float inverse, float* out);  // the sum
-    void (*gumbel_scores)(const float* logits, int64_t count, float inverse, uint32_t key_low, uint32_t key_high, float* scores);
+    void (*gumbel_scores)(const float* logits, int64_t first, int64_t count, float inverse, uint32_t key_low, uint32_t key_high, float* scores);
     float (*read)(const float* from, int64_t count);
     double (*peak_f32)(int64_t rounds, float* sink);   // floating-point operations done
     double (*peak_bf16)(int64_t rounds, float* sink);

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "memory.h"
@@ -22,7 +23,9 @@ namespace {
 
 constexpr float never = -std::numeric_limits<float>::infinity();
 constexpr int buckets = 2048;            // of logits below the peak, 1/64 of a natural logarithm each
-constexpr size_t exact_draws = 512;      // candidates that are scored exactly at once
+constexpr int64_t chunk_tokens = 128;     // skipped together where none of them can matter
+constexpr int64_t most_ranked = 1024;     // candidates that a nucleus is looked for in before the whole vocabulary is
+constexpr double most_noise = 16.7;       // -log(-log u) at the largest u
 
 struct Candidate {
     float logit;
@@ -30,15 +33,23 @@ struct Candidate {
     bool operator<(const Candidate& other) const { return logit > other.logit || (logit == other.logit && id < other.id); }
 };
 
-int32_t first_of(const float* logits, int64_t count, float value) {
-    for (int64_t i = 0; i < count; ++i) {
-        if (logits[i] == value) return int32_t(i);
+// The first of the largest logits; 0 in a row without numbers.
+Candidate greedy(const Path& path, const float* logits, int64_t vocab) {
+    Candidate first{path.largest(logits, std::min(vocab, chunk_tokens)), 0};
+    for (int64_t start = chunk_tokens; start < vocab; start += chunk_tokens) {
+        const float peak = path.largest(logits + start, std::min(vocab - start, chunk_tokens));
+        if (peak > first.logit) first = {peak, int32_t(start)};
     }
-    return 0;
+    // Of a row of NaN and -infinity alone any chunk may hold it.
+    const int64_t stop = first.logit == never ? vocab : std::min(vocab, first.id + chunk_tokens);
+    for (int64_t i = first.id; i < stop; ++i) {
+        if (logits[i] == first.logit) return {first.logit, int32_t(i)};
+    }
+    return {first.logit, 0};
 }
 
 // The `count` best, sorted. One pass: what cannot beat the worst of a full buffer is never stored.
-std::vector<Candidate> best(const float* logits, int64_t vocab, int64_t count) {
+std::vector<Candidate> best(const Path& path, const float* logits, int64_t vocab, int64_t count) {
     std::vector<Candidate> kept;
     const int64_t room = std::min(vocab, std::max<int64_t>(4 * count, 1024));
     kept.reserve(room);
@@ -50,11 +61,15 @@ std::vector<Candidate> best(const float* logits, int64_t vocab, int64_t count) {
         threshold = kept.back().logit;
         full = true;
     };
-    for (int64_t i = 0; i < vocab; ++i) {
-        // An equal logit at a higher id ranks behind all that are kept.
-        if (full ? !(logits[i] > threshold) : std::isnan(logits[i])) continue;
-        kept.push_back({logits[i], int32_t(i)});
-        if (int64_t(kept.size()) == room && room > count) shrink();
+    for (int64_t start = 0; start < vocab; start += chunk_tokens) {
+        const int64_t stop = std::min(start + chunk_tokens, vocab);
+        if (full && !(path.largest(logits + start, stop - start) > threshold)) continue;
+        for (int64_t i = start; i < stop; ++i) {
+            // An equal logit at a higher id ranks behind all that are kept.
+            if (full ? !(logits[i] > threshold) : std::isnan(logits[i])) continue;
+            kept.push_back({logits[i], int32_t(i)});
+            if (int64_t(kept.size()) == room && room > count) shrink();
+        }
     }
     if (int64_t(kept.size()) > count) shrink();
     std::sort(kept.begin(), kept.end());
@@ -87,17 +102,17 @@ struct Cut {
     bool keeps(const Candidate& c) const { return !(last < c); }
 };
 
-// The candidate among `sorted` with which the probability mass, `mass` before them, reaches `wanted`.
-Cut reach(const Row& row, const std::vector<Candidate>& sorted, double mass, double wanted) {
+// The candidate among `sorted` with which the probability mass, `mass` before them, reaches `wanted`; none: it does not.
+std::optional<Cut> reach(const Row& row, const std::vector<Candidate>& sorted, double mass, double wanted) {
     for (const Candidate& c : sorted) {
         mass += row.weight(c.logit);
-        if (mass >= wanted) return {c};
+        if (mass >= wanted) return Cut{c};
     }
-    return {sorted.back()};
+    return std::nullopt;
 }
 
-// top-p over the whole vocabulary without sorting it: masses per bucket find the one bucket to sort.
-Cut nucleus(const Row& row, const Path& path, double top_p) {
+// top-p without sorting the vocabulary: masses per bucket find the one bucket to sort.
+Cut wide_nucleus(const Row& row, const Path& path, double top_p) {
     static thread_local Scratch scratch;
     float* weights = scratch.get<float>(row.vocab);
     const float inverse = float(1 / row.temperature);
@@ -119,16 +134,24 @@ Cut nucleus(const Row& row, const Path& path, double top_p) {
         if (weights[i] > 0 && bucket(i) == last) sorted.push_back({row.logits[i], int32_t(i)});
     }
     std::sort(sorted.begin(), sorted.end());
-    return reach(row, sorted, before, wanted);
+    return reach(row, sorted, before, wanted).value_or(Cut{sorted.back()});
+}
+
+// A trained model's nucleus is mostly among a few hundred tokens.
+Cut nucleus(const Row& row, const Path& path, double top_p) {
+    const double total = path.exponentials(row.logits, row.vocab, row.peak, float(1 / row.temperature), nullptr);
+    const std::vector<Candidate> ranked = best(path, row.logits, row.vocab, std::min(row.vocab, most_ranked));
+    const std::optional<Cut> found = reach(row, ranked, 0, top_p * total);
+    return found ? *found : wide_nucleus(row, path, top_p);
 }
 
 Cut cut(const Row& row, const Path& path, int64_t top_k, double top_p) {
     if (top_k > 0 && top_k < row.vocab) {
-        const std::vector<Candidate> kept = best(row.logits, row.vocab, top_k);
+        const std::vector<Candidate> kept = best(path, row.logits, row.vocab, top_k);
         if (top_p >= 1) return {kept.back()};
         double total = 0;
         for (const Candidate& c : kept) total += row.weight(c.logit);
-        return reach(row, kept, 0, top_p * total);
+        return reach(row, kept, 0, top_p * total).value_or(Cut{kept.back()});
     }
     if (top_p < 1) return nucleus(row, path, top_p);
     return {{never, int32_t(row.vocab)}};
@@ -142,42 +165,41 @@ struct Winner {
     }
 };
 
-// Approximate scores of all tokens find the few whose exact score can win.
-int32_t draw(const Row& row, const Path& path, const std::vector<int32_t>& kept) {
+// Approximate scores find the few tokens whose exact score can win. A chunk is passed over where its largest logit is
+// cut, or could not win with the largest noise.
+int32_t draw(const Row& row, const Path& path, Candidate peak, const Cut& last, double min_p) {
+    const double margin = 1e-4 + 1e-6 * (std::fabs(row.peak) / row.temperature + 20);
+    const float inverse = float(1 / row.temperature);
     Winner winner;
-    if (kept.size() <= exact_draws) {
-        for (const int32_t token : kept) winner.offer(row.score(token), token);
-        return winner.id;
-    }
-    static thread_local Scratch scratch;
-    float* scores = scratch.get<float>(row.vocab);
-    path.gumbel_scores(row.logits, row.vocab, float(1 / row.temperature), row.key.x, row.key.y, scores);
-    float highest = never;
-    for (const int32_t token : kept) highest = std::max(highest, scores[token]);
-    const float margin = 1e-4f + 1e-6f * float(std::fabs(row.peak) / row.temperature + 20);
-    for (const int32_t token : kept) {
-        if (scores[token] >= highest - margin) winner.offer(row.score(token), token);
+    winner.offer(row.score(peak.id), peak.id);  // every filter keeps it
+    const auto kept = [&](int64_t token) {
+        const float logit = row.logits[token];
+        return logit > never && last.keeps({logit, int32_t(token)}) && (min_p <= 0 || row.weight(logit) >= min_p);
+    };
+    for (int64_t start = 0; start < row.vocab; start += chunk_tokens) {
+        const float* logits = row.logits + start;
+        const int64_t count = std::min(row.vocab - start, chunk_tokens);
+        const float largest = path.largest(logits, count);
+        if (!(largest > never) || largest < last.last.logit) continue;
+        if (double(largest) * inverse + most_noise < winner.score - margin) continue;
+        float scores[chunk_tokens];
+        path.gumbel_scores(logits, start, count, inverse, row.key.x, row.key.y, scores);
+        if (path.largest(scores, count) < winner.score - margin) continue;
+        for (int64_t i = 0; i < count; ++i) {
+            if (scores[i] >= winner.score - margin && kept(start + i)) winner.offer(row.score(int32_t(start + i)), int32_t(start + i));
+        }
     }
     return winner.id;
 }
 
 int32_t sample_row(const SampleJob& job, const Path& path, int64_t i) {
     const float* logits = job.logits + i * job.vocab;
-    const float peak = path.largest(logits, job.vocab);
-    const int32_t greedy = first_of(logits, job.vocab, peak);
+    const Candidate peak = greedy(path, logits, job.vocab);
     // No finite peak leaves no distribution to draw from.
-    if (job.temperature[i] == 0 || !std::isfinite(peak)) return greedy;
+    if (job.temperature[i] == 0 || !std::isfinite(peak.logit)) return peak.id;
     const WordPair<uint32_t> key = threefry_words({job.seed_low[i], job.seed_high[i]}, {job.index[i], job.position[i]});
-    const Row row{logits, job.vocab, double(job.temperature[i]), peak, key};
-    const Cut last = cut(row, path, job.top_k[i], job.top_p[i]);
-    const double min_p = job.min_p[i];
-    std::vector<int32_t> kept;
-    for (int64_t token = 0; token < job.vocab; ++token) {
-        if (!(logits[token] > never && last.keeps({logits[token], int32_t(token)}))) continue;
-        if (min_p <= 0 || row.weight(logits[token]) >= min_p) kept.push_back(int32_t(token));
-    }
-    const int32_t token = draw(row, path, kept);
-    return token < 0 ? greedy : token;
+    const Row row{logits, job.vocab, double(job.temperature[i]), peak.logit, key};
+    return draw(row, path, peak, cut(row, path, job.top_k[i], job.top_p[i]), job.min_p[i]);
 }
 
 }  // namespace
@@ -185,8 +207,7 @@ int32_t sample_row(const SampleJob& job, const Path& path, int64_t i) {
 void sample_greedy(const float* logits, int64_t samples, int64_t vocab, int32_t* tokens) {
     const Path& path = active_path();
     parallel(samples, [&](int64_t i) {
-        const float* row = logits + i * vocab;
-        tokens[i] = first_of(row, vocab, path.largest(row, vocab));
+        tokens[i] = greedy(path, logits + i * vocab, vocab).id;
     });
 }
 

@@ -51,13 +51,13 @@ template <class Isa> double exponentials(const float* logits, int64_t count, flo
     return total;
 }
 
-// Approximate Gumbel scores logit * inverse - log(-log(u)) of all tokens, to about 1e-5 beside the logit's rounding.
+// Approximate Gumbel scores logit * inverse - log(-log(u)) of tokens `first` (even) on, to about 1e-5 beside the logit's rounding.
 template <class Isa>
-void gumbel_scores(const float* logits, int64_t count, float inverse, uint32_t key_low, uint32_t key_high, float* scores) {
+void gumbel_scores(const float* logits, int64_t first, int64_t count, float inverse, uint32_t key_low, uint32_t key_high, float* scores) {
     const WordPair<Words<Isa>> key{fill_words<Isa>(key_low), fill_words<Isa>(key_high)};
     const Floats<Isa> zero = fill<Isa>(0.0f), unit = fill<Isa>(0x1p-23f), half = fill<Isa>(0.5f);
     for (int64_t i = 0; i < count; i += 2 * lanes) {
-        const WordPair<Words<Isa>> counter{lane_index<Isa>() + fill_words<Isa>(uint32_t(i / 2)), fill_words<Isa>(0)};
+        const WordPair<Words<Isa>> counter{lane_index<Isa>() + fill_words<Isa>(uint32_t((first + i) / 2)), fill_words<Isa>(0)};
         const WordPair<Words<Isa>> bits = threefry(key, counter, SplatWords<Isa>{}, RotateWords<Isa>{});
         alignas(64) float noise[2][lanes];
         int side = 0;
