@@ -98,18 +98,24 @@ template <class Isa, class T> void stage_codes(const QuantizedJob& job, int64_t 
     }
 }
 
+// Scales and zero points of a block's pieces, widened once for all rows.
+struct BlockScales {
+    float scales[piece_of_codes / k_per_word][panel_columns];
+    uint32_t zeros[piece_of_codes / k_per_word][panel_columns];
+};
+
 // Pieces of a panel, and the rows that meet them.
 struct QuantizedTile {
-    const QuantizedLayout* layout;
-    const char *header, *codes;  // of the first piece
-    int64_t in_group;            // k steps of its group that lie before it
+    const char* codes;  // of the first piece
+    int64_t in_group, group_steps, header_bytes;  // steps of its group that lie before the first piece
     int64_t steps, piece_steps;
     const int8_t* left;  // [rows, left_stride], from the first piece's k
     int64_t left_stride;
     const PieceOfRow* pieces;  // [rows, piece_stride], from the first piece
     int64_t piece_stride;
-    float* sums;  // [rows, 64]
-    bool resume, scaled;
+    const float* scales;    // [pieces, 64], or null where outputs are scaled at the end
+    const uint32_t* zeros;  // [pieces, 64], or null
+    float* sums;            // [rows, 64]
     Prefetch prefetch;
 };
 
@@ -118,84 +124,83 @@ INFERPLANE_INLINE void codes_step(const char* codes, const int8_t* left, int64_t
     using Isa = typename D::Isa;
     Words<Isa> weight[columns];
     if constexpr (bits == 8) {
+#pragma GCC unroll 8
         for (int j = 0; j < columns; ++j) weight[j] = load_words<Isa>(codes + 64 * j);
     } else {
         const Words<Isa> low = fill_words<Isa>(0x0f0f0f0f);
+#pragma GCC unroll 8
         for (int j = 0; j < columns; j += 2) {
             const Words<Isa> pair = load_words<Isa>(codes + 32 * j);
             weight[j] = pair & low;
             weight[j + 1] = shift_right(pair, 4) & low;
         }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
         uint32_t four;
         std::memcpy(&four, left + r * left_stride, sizeof four);
         const Words<Isa> row = fill_words<Isa>(four);
+#pragma GCC unroll 8
         for (int j = 0; j < columns; ++j) acc[r][j] = D::dot(weight[j], row, acc[r][j]);
     }
+    // Loads of the next step stay there: the compiler would hoist them, and spill sums to make room.
+    asm volatile("" ::: "memory");
 }
 
-// The correction for the offset (and zero point) of unsigned codes: where the sums start.
+// Unsigned codes carry an offset, and perhaps a zero point: sums start with the correction for it.
 template <class Isa, int rows, int columns>
-INFERPLANE_INLINE void start_piece(const QuantizedTile& t, const char* header, const PieceOfRow* piece, int column, Words<Isa> (&acc)[rows][columns]) {
+INFERPLANE_INLINE void start_piece(const PieceOfRow* piece, int64_t piece_stride, const uint32_t* zeros, Words<Isa> (&acc)[rows][columns]) {
+#pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-        const Words<Isa> correction = fill_words<Isa>(uint32_t(piece[r * t.piece_stride].correction));
-        for (int j = 0; j < columns; ++j) acc[r][j] = correction;
-    }
-    if (!t.layout->zeros) return;
-    const uint8_t* zeros = reinterpret_cast<const uint8_t*>(header) + 64 * item_bytes(t.layout->scales);
-    for (int j = 0; j < columns; ++j) {
-        const Words<Isa> zero = load_bytes<Isa>(zeros + lanes * (column + j));
-        for (int r = 0; r < rows; ++r) {
-            for (int i = 0; i < Isa::parts; ++i) acc[r][j].part[i] *= zero.part[i];
-        }
+        const Words<Isa> correction = fill_words<Isa>(uint32_t(piece[r * piece_stride].correction));
+#pragma GCC unroll 8
+        for (int j = 0; j < columns; ++j) acc[r][j] = zeros ? correction * load_words<Isa>(zeros + lanes * j) : correction;
     }
 }
 
 template <class Isa, int rows, int columns>
-INFERPLANE_INLINE void finish_piece(const QuantizedTile& t, const char* header, const PieceOfRow* piece, int column, bool resume,
-                                    Words<Isa> (&acc)[rows][columns]) {
-    Floats<Isa> scale[columns];
-    if (t.scaled) {
-        for (int j = 0; j < columns; ++j) scale[j] = load_scales<Isa>(header, t.layout->scales, column + j);
-    }
+INFERPLANE_INLINE void finish_piece(const PieceOfRow* piece, int64_t piece_stride, const float* scales, float* sums,
+                                    const Words<Isa> (&acc)[rows][columns]) {
+#pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-        const Floats<Isa> of_row = fill<Isa>(piece[r * t.piece_stride].scale);
+        const Floats<Isa> of_row = fill<Isa>(piece[r * piece_stride].scale);
+#pragma GCC unroll 8
         for (int j = 0; j < columns; ++j) {
-            float* const sum = t.sums + r * panel_columns + lanes * (column + j);
+            float* const sum = sums + r * panel_columns + lanes * j;
             Floats<Isa> v = from_integers(acc[r][j]);
-            if (t.scaled) v = v * scale[j];
-            store<Isa>(sum, multiply_add(v, of_row, resume ? load<Isa>(sum) : fill<Isa>(0.0f)));
+            if (scales) v = v * load<Isa>(scales + lanes * j);
+            store<Isa>(sum, multiply_add(v, of_row, load<Isa>(sum)));
         }
     }
 }
 
-template <class D, int bits, int rows, int columns> __attribute__((noinline)) void codes_tile(const QuantizedTile& t, int column) {
+template <class D, int bits, int rows, int columns> __attribute__((noinline)) void codes_tile(const QuantizedTile& whole, int column) {
     using Isa = typename D::Isa;
+    const QuantizedTile t = whole;  // a copy, which no store can alias
+    float* const sums = t.sums + lanes * column;
     constexpr int64_t step_bytes = bits * 32;
-    const char *header = t.header, *codes = t.codes + bits * 8 * column, *next = t.prefetch.next;
+    const char *codes = t.codes + bits * 8 * column, *next = t.prefetch.next;
     const int lines = column ? 0 : t.prefetch.lines;
     const int8_t* left = t.left;
     const PieceOfRow* piece = t.pieces;
-    int64_t group_left = t.layout->group_steps() - t.in_group;
+    const float* scales = t.scales ? t.scales + lanes * column : nullptr;
+    const uint32_t* zeros = t.zeros ? t.zeros + lanes * column : nullptr;
+    int64_t group_left = t.group_steps - t.in_group;
     for (int64_t done = 0; done < t.steps; done += t.piece_steps, ++piece) {
         const int64_t steps = t.steps - done < t.piece_steps ? t.steps - done : t.piece_steps;
         Words<Isa> acc[rows][columns];
-        start_piece<Isa>(t, header, piece, column, acc);
-        int64_t step = 0;
-        for (; step + prefetch_steps <= steps; step += prefetch_steps) {
-            for (int line = 0; line < lines; ++line, next += 64) Isa::prefetch(next);
-            for (int i = 0; i < prefetch_steps; ++i, codes += step_bytes, left += k_per_word) {
-                codes_step<D, bits, rows, columns>(codes, left, t.left_stride, acc);
-            }
+        start_piece<Isa>(piece, t.piece_stride, zeros, acc);
+        for (int64_t step = 0; step < steps; ++step, codes += step_bytes, left += k_per_word) {
+            for (int line = step % prefetch_steps ? lines : 0; line < lines; ++line, next += 64) Isa::prefetch(next);
+            codes_step<D, bits, rows, columns>(codes, left, t.left_stride, acc);
         }
-        for (; step < steps; ++step, codes += step_bytes, left += k_per_word) codes_step<D, bits, rows, columns>(codes, left, t.left_stride, acc);
-        finish_piece<Isa>(t, header, piece, column, t.resume || done > 0, acc);
+        finish_piece<Isa>(piece, t.piece_stride, scales, sums, acc);
+        if (scales) scales += panel_columns;
+        if (zeros) zeros += panel_columns;
         group_left -= steps;
         if (group_left == 0) {
-            group_left = t.layout->group_steps();
-            header = codes - bits * 8 * column;
-            codes += t.layout->header_bytes();
+            group_left = t.group_steps;
+            codes += t.header_bytes;
         }
     }
 }
@@ -207,31 +212,48 @@ template <class D, int bits, int rows = D::tile_rows> void codes_tiles(int actua
     }
 }
 
+template <class Isa> void widen_scales(const QuantizedJob& job, const char* panel, int64_t step, int64_t steps, BlockScales& to) {
+    const QuantizedLayout& layout = job.layout;
+    for (int64_t piece = 0; piece * job.piece_steps < steps; ++piece) {
+        const char* header = panel + (step + piece * job.piece_steps) / layout.group_steps() * layout.group_bytes();
+        const uint8_t* zeros = reinterpret_cast<const uint8_t*>(header) + 64 * item_bytes(layout.scales);
+        for (int j = 0; j < panel_columns / lanes; ++j) {
+            store<Isa>(to.scales[piece] + lanes * j, load_scales<Isa>(header, layout.scales, j));
+            if (layout.zeros) store_words(to.zeros[piece] + lanes * j, load_bytes<Isa>(zeros + lanes * j));
+        }
+    }
+}
+
 template <class D> void codes_slice(const QuantizedJob& job, const char* panel, int64_t first, int64_t rows, bool last_panel, float* sums) {
     constexpr int most = D::tile_rows;
     const QuantizedLayout& layout = job.layout;
-    const int64_t steps = layout.steps(), tiles = (rows + most - 1) / most, count = job.piece_count();
+    const int64_t steps = layout.steps(), tiles = (rows + most - 1) / most, count = job.piece_count(), group_steps = layout.group_steps();
     const int64_t longest = piece_of_codes / k_per_word / job.piece_steps * job.piece_steps;
+    const bool scaled = layout.groups() > 1;
     const int8_t* left = static_cast<const int8_t*>(job.left) + first * job.left_stride;
     const PieceOfRow* pieces = job.pieces + first * count;
+    const auto codes_at = [&](int64_t step) {
+        return panel + step / group_steps * layout.group_bytes() + layout.header_bytes() + step % group_steps * layout.step_bytes();
+    };
+    BlockScales of_block;
+    std::memset(sums, 0, rows * panel_columns * sizeof(float));
     for (int64_t step = 0; step < steps; step += longest) {
         const int64_t block = steps - step < longest ? steps - step : longest;
-        const auto header_at = [&](int64_t at) { return panel + at / layout.group_steps() * layout.group_bytes(); };
-        const char* const header = header_at(step);
-        const char* const codes = header + layout.header_bytes() + step % layout.group_steps() * layout.step_bytes();
+        if (scaled || layout.zeros) widen_scales<typename D::Isa>(job, panel, step, block, of_block);
+        const char* const codes = codes_at(step);
         // The block after this one follows in memory, be it of this panel or of the next.
         const bool more = !last_panel || step + block < steps;
-        const char* const next = step + block < steps ? header_at(step + block) + (step + block) % layout.group_steps() * layout.step_bytes()
-                                                      : panel + layout.panel_bytes();
+        const char* const next = step + block < steps ? codes_at(step + block) : panel + layout.panel_bytes();
         const int64_t block_lines = (next - codes + 63) / 64, fetches = block / prefetch_steps;
         const int64_t lines = fetches ? (block_lines + fetches * tiles - 1) / (fetches * tiles) : 0, lines_per_tile = fetches * lines;
         for (int64_t t = 0; t < tiles; ++t) {
             const int64_t low = rows * t / tiles, high = rows * (t + 1) / tiles;
             const bool fetch = more && t * lines_per_tile < block_lines;
-            const QuantizedTile tile{&layout, header, codes, step % layout.group_steps(), block, job.piece_steps,
+            const QuantizedTile tile{codes, step % group_steps, group_steps, layout.header_bytes(), block, job.piece_steps,
                                      left + low * job.left_stride + step * k_per_word, job.left_stride,
-                                     pieces + low * count + step / job.piece_steps, count, sums + low * panel_columns,
-                                     step > 0, layout.groups() > 1, {next + t * lines_per_tile * 64, fetch ? int(lines) : 0}};
+                                     pieces + low * count + step / job.piece_steps, count, scaled ? of_block.scales[0] : nullptr,
+                                     layout.zeros ? of_block.zeros[0] : nullptr, sums + low * panel_columns,
+                                     {next + t * lines_per_tile * 64, fetch ? int(lines) : 0}};
             if (layout.bits == 8) codes_tiles<D, 8>(int(high - low), tile);
             else codes_tiles<D, 4>(int(high - low), tile);
         }
