@@ -9,8 +9,9 @@ from ..contract import CONTRACT, Availability, Capabilities, Options
 from ..families.numpy import HostPlatform, reference_kernels
 from .kernels import native_kernels
 from .library import NATIVE, missing_reason
+from .quantized import SCHEMES, quantized_kernel
 
-ISAS = ("auto", "portable", "avx2", "avx512", "avx512_bf16")
+ISAS = ("auto", "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 
 class Cpu(HostPlatform):
@@ -19,7 +20,7 @@ class Cpu(HostPlatform):
     name = "cpu"
     contract = CONTRACT
     preference = 0
-    capabilities = Capabilities(dtypes=("bfloat16", "float32", "float16"))
+    capabilities = Capabilities(dtypes=("bfloat16", "float32", "float16"), schemes=SCHEMES)
 
     def __init__(self, options: Options) -> None:
         isa = dict(options.extra).pop("isa", "auto")
@@ -45,4 +46,4 @@ class Cpu(HostPlatform):
         return NATIVE.measure_limits() if NATIVE is not None else {}
 
     def kernels(self) -> Sequence[Kernel]:
-        return [*native_kernels(), *reference_kernels()]
+        return [*native_kernels(), quantized_kernel(), *reference_kernels()]

@@ -94,6 +94,7 @@ using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* guarded(Body body, const char* name, PyObject* const* values, Py_ssize_t count, Py_ssize_t wanted);
 
 PyMethodDef* matrix_methods();
+PyMethodDef* quantized_methods();
 PyMethodDef* row_methods();
 PyMethodDef* machine_methods();
 

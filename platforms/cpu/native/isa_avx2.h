@@ -55,6 +55,9 @@ struct Avx2 {
         }
     }
 
+    // Signed 16-bit pairs: products of 32 bits, added in twos.
+    static INFERPLANE_INLINE u32 multiply_pairs(u32 a, u32 b) { return u32(_mm256_madd_epi16(__m256i(a), __m256i(b))); }
+
     static INFERPLANE_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
     // Through memory: the loads of a column are cheap beside the float arithmetic of this path.

@@ -42,6 +42,9 @@ struct Avx512 {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(v.part[0], _MM_FROUND_TO_NEAREST_INT));
     }
 
+    // Signed 16-bit pairs: products of 32 bits, added in twos.
+    static INFERPLANE_INLINE u32 multiply_pairs(u32 a, u32 b) { return u32(_mm512_madd_epi16(__m512i(a), __m512i(b))); }
+
     static INFERPLANE_INLINE void prefetch(const void* address) {
         _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1);
     }

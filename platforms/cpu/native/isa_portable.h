@@ -51,6 +51,12 @@ struct Portable {
         for (int i = 0; i < lanes; ++i) to[i] = from_float<f16>(v.part[i / 4][i % 4]);
     }
 
+    // Signed 16-bit pairs: products of 32 bits, added in twos.
+    static INFERPLANE_INLINE u32 multiply_pairs(u32 a, u32 b) {
+        const i32 x = i32(a), y = i32(b);
+        return u32(((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16));
+    }
+
     static INFERPLANE_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
     // out[i] lane j = in[j] lane i

@@ -60,7 +60,7 @@ Limits measure_limits() {
     float* buffer = read_buffer();
     for (int64_t i = 0; i < read_floats; i += 1024) buffer[i] = 1.0f;  // give every page its own memory
     return {best_rate(read_once, read_repeats), best_rate(peak_once<&Path::peak_f32>, peak_repeats),
-            best_rate(peak_once<&Path::peak_bf16>, peak_repeats)};
+            best_rate(peak_once<&Path::peak_bf16>, peak_repeats), best_rate(peak_once<&Path::peak_int8>, peak_repeats)};
 }
 
 }  // namespace inferplane

@@ -4,7 +4,7 @@
 namespace inferplane {
 
 struct Limits {
-    double read_bytes_per_second, f32_flops, bf16_flops;
+    double read_bytes_per_second, f32_flops, bf16_flops, int8_ops;
 };
 
 Limits measure_limits();

@@ -27,9 +27,11 @@ PyObject* py_features(const Arguments&) {
     put(features, "paths", supported);
     put(features, "path", PyUnicode_FromString(active.name));
     put(features, "threads", PyLong_FromLong(thread_count()));
+    put(features, "quantized_linear.int8", PyUnicode_FromString(active.codes[0].product));
     for (const DType type : {DType::float32, DType::bfloat16, DType::float16}) {
         const std::string key = std::string("linear.") + name_of(element_of(type));
         put(features, key.c_str(), PyUnicode_FromString(active.linear[int(type)].product));
+        put(features, ("quantized_" + key).c_str(), PyUnicode_FromString(active.floats[int(type)].product));
     }
     return features;
 }
@@ -65,8 +67,8 @@ PyObject* py_measure_limits(const Arguments&) {
         WithoutGil free;
         limits = measure_limits();
     }
-    return Py_BuildValue("{s:d,s:d,s:d}", "read_bytes_per_second", limits.read_bytes_per_second, "float32_flops", limits.f32_flops,
-                         "bfloat16_flops", limits.bf16_flops);
+    return Py_BuildValue("{s:d,s:d,s:d,s:d}", "read_bytes_per_second", limits.read_bytes_per_second, "float32_flops", limits.f32_flops,
+                         "bfloat16_flops", limits.bf16_flops, "int8_ops", limits.int8_ops);
 }
 
 PyObject* py_set_threads(const Arguments& a) {
@@ -83,7 +85,7 @@ PyObject* py_get_threads(const Arguments&) { return PyLong_FromLong(thread_count
 PyMethodDef* machine_methods() {
     static PyMethodDef methods[] = {
         INFERPLANE_METHOD(features, 0, "features() -> dict: what the processor has, and which kernels are used."),
-        INFERPLANE_METHOD(select, 1, "select(path): 'auto', 'portable', 'avx2', 'avx512' or 'avx512_bf16'."),
+        INFERPLANE_METHOD(select, 1, "select(path): 'auto', 'portable', 'avx2', 'avx512', 'avx512_vnni' or 'avx512_bf16'."),
         INFERPLANE_METHOD(self_check, 1, "self_check(path) -> None, or what differs from the portable path."),
         INFERPLANE_METHOD(measure_limits, 0, "measure_limits() -> dict: read bandwidth and multiply-add peaks of all threads."),
         INFERPLANE_METHOD(set_threads, 1, "set_threads(threads): 0 for as many as the process may use."),
@@ -100,7 +102,7 @@ PyMODINIT_FUNC PyInit__native() {
     if (!inferplane::import_numpy()) return nullptr;
     PyObject* module = PyModule_Create(&definition);
     if (!module) return nullptr;
-    for (PyMethodDef* methods : {inferplane::matrix_methods(), inferplane::row_methods(), inferplane::machine_methods()}) {
+    for (PyMethodDef* methods : {inferplane::matrix_methods(), inferplane::quantized_methods(), inferplane::row_methods(), inferplane::machine_methods()}) {
         if (PyModule_AddFunctions(module, methods) < 0) {
             Py_DECREF(module);
             return nullptr;

@@ -19,7 +19,9 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 std::atomic<const Path*> selected{nullptr};
@@ -51,6 +53,7 @@ const PathEntry paths[path_count] = {
 #if defined(__x86_64__)
     {avx2_path, has_avx2},
     {avx512_path, has_avx512},
+    {avx512_vnni_path, has_avx512_vnni},
     {avx512_bf16_path, has_avx512_bf16},
 #endif
 };

@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "quantized.h"
 #include "rows.h"
 #include "sample.h"
 
@@ -18,10 +19,17 @@ struct LinearKernels {
     const char* product;  // what multiplies, in words for a person
 };
 
+struct QuantizedKernels {
+    RangeKernel<QuantizedJob> stage, multiply;
+    int64_t left_bytes;
+    const char* product;
+};
+
 // Arrays are indexed by DType; norms by DType and then by whether the weight is float32.
 struct Path {
     const char* name;
     LinearKernels linear[3];
+    QuantizedKernels codes[3], floats[3];  // x quantized to int8, or as it is
     void (*attend[3])(const AttentionJob&, const AttentionTask&);
     RangeKernel<NormJob> rms_norm[3][2], layer_norm[3][2];
     RangeKernel<RopeJob> rope[3];
@@ -33,6 +41,7 @@ struct Path {
     float (*read)(const float* from, int64_t count);
     double (*peak_f32)(int64_t rounds, float* sink);   // floating-point operations done
     double (*peak_bf16)(int64_t rounds, float* sink);
+    double (*peak_int8)(int64_t rounds, float* sink);  // integer operations done
 };
 
 // The tables, compiled everywhere for which the compiler has the instructions.
@@ -40,6 +49,7 @@ const Path& portable_path();
 #if defined(__x86_64__)
 const Path& avx2_path();
 const Path& avx512_path();
+const Path& avx512_vnni_path();
 const Path& avx512_bf16_path();
 #endif
 
@@ -50,7 +60,7 @@ struct PathEntry {
 
 constexpr int path_count =
 #if defined(__x86_64__)
-    4;
+    5;
 #else
     1;
 #endif

@@ -1,4 +1,4 @@
-// The AVX-512 path with the bfloat16 dot product: matrix kernels of its own, the rest of AVX-512.
+// The AVX-512 path with the bfloat16 dot product: matrix kernels of its own, the rest of AVX-512 with VNNI.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -23,13 +23,14 @@
 
 namespace inferplane {
 
-// Only kernels over PairDot are instantiated here: no symbol is shared with the plain AVX-512 unit.
+// Only kernels over PairDot are instantiated here: no symbol is shared with the other AVX-512 units.
 const Path& avx512_bf16_path() {
     static const Path path = [] {
-        Path made = avx512_path();
+        Path made = avx512_vnni_path();
         const int bfloat16 = int(DType::bfloat16);
         made.name = "avx512_bf16";
         made.linear[bfloat16] = linear_kernels<PairDot, bf16>("vdpbf16ps");
+        made.floats[bfloat16] = floats_kernels<PairDot, bf16>("vdpbf16ps on widened codes");
         made.attend[bfloat16] = attend_task<PairDot, bf16>;
         made.peak_bf16 = peak_rate<PairDot>;
         return made;

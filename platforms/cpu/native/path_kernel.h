@@ -2,9 +2,11 @@
 #pragma once
 
 #include "attention_kernel.h"
+#include "byte_dot.h"
 #include "limits_kernel.h"
 #include "linear_kernel.h"
 #include "path.h"
+#include "quantized_floats_kernel.h"
 #include "rows_kernel.h"
 #include "sample_kernel.h"
 
@@ -14,14 +16,26 @@ template <class P, class T> constexpr LinearKernels linear_kernels(const char* p
     return {stage_rows<P, T>, multiply_panels<P, T>, sizeof(typename P::Left), product};
 }
 
+template <class D, class T> constexpr QuantizedKernels codes_kernels(const char* product) {
+    return {stage_codes<typename D::Isa, T>, multiply_codes<D, T>, 1, product};
+}
+
+template <class P, class T> constexpr QuantizedKernels floats_kernels(const char* product) {
+    return {stage_floats<P, T>, multiply_floats<P, T>, sizeof(typename P::Left), product};
+}
+
 template <class Isa> constexpr Path make_path(const char* name) {
     using F = Single<Isa, float>;
     using H = Single<Isa, f16>;
     using B = PairWide<Isa>;
+    using D = PairedBytes<Isa>;
+    constexpr const char *paired = "int8 in pairs of 16 bits", *widened = "float32 multiply-add on widened codes";
     return {
         name,
         {linear_kernels<F, float>("float32 multiply-add"), linear_kernels<B, bf16>("float32 multiply-add on widened pairs"),
          linear_kernels<H, f16>("float32 multiply-add on widened halves")},
+        {codes_kernels<D, float>(paired), codes_kernels<D, bf16>(paired), codes_kernels<D, f16>(paired)},
+        {floats_kernels<F, float>(widened), floats_kernels<F, bf16>(widened), floats_kernels<F, f16>(widened)},
         {attend_task<F, float>, attend_task<F, bf16>, attend_task<F, f16>},
         {{rms_norm_rows<Isa, float, float>, rms_norm_rows<Isa, float, float>},
          {rms_norm_rows<Isa, bf16, bf16>, rms_norm_rows<Isa, bf16, float>},
@@ -39,6 +53,7 @@ template <class Isa> constexpr Path make_path(const char* name) {
         read_lines<Isa>,
         peak_rate<F>,
         peak_rate<B>,
+        peak_of_codes<D>,
     };
 }
 

@@ -1,0 +1,18 @@
+// Four bytes at a time through vpdpbusd, which wraps and never saturates.
+#pragma once
+
+#include "isa_avx512.h"
+
+namespace inferplane {
+
+struct VnniBytes {
+    using Isa = Avx512;
+    static constexpr int tile_rows = 6;
+    static constexpr int tile_columns = 4;
+
+    static INFERPLANE_INLINE Words<Isa> dot(Words<Isa> weight, Words<Isa> row, Words<Isa> sum) {
+        return {{Isa::u32(_mm512_dpbusd_epi32(__m512i(sum.part[0]), __m512i(weight.part[0]), __m512i(row.part[0])))}};
+    }
+};
+
+}  // namespace inferplane

@@ -1,0 +1,109 @@
+// Packs codes and scales into panels, and drives the quantized linear: a slab of rows is staged, then panels are shared out.
+#include "quantized.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "path.h"
+#include "pool.h"
+
+namespace inferplane {
+namespace {
+
+constexpr int64_t small_stage = 1 << 15;  // elements that one thread stages sooner than two would
+
+// Four codes of one output, as the panel holds them: offset so that they are unsigned.
+uint32_t word_at(const int8_t* codes, int64_t count, int bits) {
+    uint32_t word = 0;
+    __builtin_memcpy(&word, codes, count < k_per_word ? count : k_per_word);
+    return bits == 8 ? word ^ 0x80808080 : (word ^ 0x08080808) & 0x0f0f0f0f;
+}
+
+void put_word(char* step, int64_t column, uint32_t word, int bits) {
+    uint32_t* const words = reinterpret_cast<uint32_t*>(step);
+    if (bits == 8) {
+        words[column] = word;
+        return;
+    }
+    uint32_t& pair = words[column / 32 * 16 + column % 16];
+    const int shift = column / 16 % 2 * 4;
+    pair = (pair & ~(0x0f0f0f0fu << shift)) | word << shift;
+}
+
+void pack_codes(const QuantizedLayout& layout, char* panel, int64_t first, const int8_t* codes, int64_t rows) {
+    constexpr int64_t run = 16;  // words at a time, so that the rows' lines stay in the L1 cache
+    for (int64_t start = 0; start < layout.steps(); start += run) {
+        const int64_t stop = std::min(start + run, layout.steps());
+        for (int64_t row = 0; row < rows; ++row) {
+            const int8_t* from = codes + row * layout.inputs;
+            int64_t group = start / layout.group_steps(), left = (group + 1) * layout.group_steps() - start;
+            char* to = panel + (group + 1) * layout.header_bytes() + start * layout.step_bytes();
+            for (int64_t step = start; step < stop; ++step, --left, to += layout.step_bytes()) {
+                if (left == 0) {
+                    left = layout.group_steps();
+                    to += layout.header_bytes();
+                }
+                put_word(to, first + row, word_at(from + step * k_per_word, layout.inputs - step * k_per_word, layout.bits), layout.bits);
+            }
+        }
+    }
+}
+
+void pack_headers(const QuantizedLayout& layout, char* panel, int64_t first, const char* scales, const int8_t* zeros, int64_t rows) {
+    const int64_t bytes = item_bytes(layout.scales), groups = layout.groups();
+    for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t group = 0; group < groups; ++group) {
+            char* const header = panel + group * layout.group_bytes();
+            __builtin_memcpy(header + (first + row) * bytes, scales + (row * groups + group) * bytes, bytes);
+            if (layout.zeros) header[64 * bytes + first + row] = char(zeros[row * groups + group] + layout.offset());
+        }
+    }
+}
+
+// The largest divisor of the groups of both sides that does not exceed `most` k; all in steps.
+int64_t piece_steps(const QuantizedJob& job) {
+    const int64_t steps = job.layout.steps(), most = (job.quantizes ? piece_of_codes : piece_of_floats) / k_per_word;
+    int64_t shared = job.layout.groups() > 1 ? job.layout.group_steps() : 0;
+    if (job.quantizes && job.activation_group && job.activation_group < job.inputs) shared = std::gcd(shared, job.activation_group / k_per_word);
+    if (shared == 0) return std::min(steps, most);
+    int64_t piece = std::min(shared, most);
+    while (shared % piece) --piece;
+    return piece;
+}
+
+}  // namespace
+
+void pack_quantized(const QuantizedLayout& layout, void* packed, int64_t first_row, const int8_t* codes, const void* scales,
+                    const int8_t* zeros, int64_t rows) {
+    if (rows == 0) return;
+    const int64_t first_panel = first_row / 64, last_panel = (first_row + rows - 1) / 64;
+    const int64_t scale_row = layout.groups() * item_bytes(layout.scales);
+    parallel(last_panel - first_panel + 1, [&](int64_t i) {
+        const int64_t start = (first_panel + i) * 64;
+        const int64_t low = std::max(start, first_row), count = std::min(start + 64, first_row + rows) - low, skip = low - first_row;
+        char* const panel = static_cast<char*>(packed) + (first_panel + i) * layout.panel_bytes();
+        pack_headers(layout, panel, low - start, static_cast<const char*>(scales) + skip * scale_row,
+                     zeros ? zeros + skip * layout.groups() : nullptr, count);
+        pack_codes(layout, panel, low - start, codes + skip * layout.inputs, count);
+    });
+}
+
+void quantized_linear(QuantizedJob& job) {
+    static thread_local Scratch staged, scales;
+    const Path& path = active_path();
+    const QuantizedKernels& kernels = job.quantizes ? path.codes[int(job.dtype)] : path.floats[int(job.dtype)];
+    job.piece_steps = piece_steps(job);
+    // Off the powers of two, so that the rows of a tile do not fall on the same lines of the cache.
+    job.left_stride = round_up(job.inputs, 64) + 64;
+    const int64_t slab = std::min(job.rows, slab_rows), panels = linear_panels(job.outputs);
+    job.left = staged.get<char>(slab * job.left_stride * kernels.left_bytes);
+    if (job.quantizes) job.pieces = scales.get<PieceOfRow>(slab * job.piece_count());
+    for (job.first_row = 0; job.first_row < job.rows; job.first_row += slab_rows) {
+        job.slab = std::min(job.rows - job.first_row, slab_rows);
+        parallel_ranges(job.slab, std::max<int64_t>(1, small_stage / std::max<int64_t>(1, job.inputs)),
+                        [&](int64_t first, int64_t last) { kernels.stage(job, first, last); });
+        parallel_ranges(panels, 1, [&](int64_t first, int64_t last) { kernels.multiply(job, first, last); });
+    }
+}
+
+}  // namespace inferplane

@@ -1,0 +1,57 @@
+// linear over quantized weights: weight = (code - zero) * scale, packed into panels of 64 outputs.
+//
+//   panel    for each group of k that share scales:
+//     scales [64]                float32, or the 16 bits they came in
+//     zeros  [64] uint8          zero + offset, where the scheme has zero points
+//     codes  [k / 4][64][4]      int8: uint8 code + 128
+//            [k / 4][2][16][4]   int4: code + 8 in nibbles, columns 0-15 (32-47) low, 16-31 (48-63) high
+//
+// A panel is one contiguous stream, with everything that a step needs: a single row reads it at the speed of memory.
+#pragma once
+
+#include "linear.h"
+
+namespace inferplane {
+
+constexpr int64_t k_per_word = 4;  // codes of one output in a 32-bit word
+constexpr int64_t piece_of_codes = 512, piece_of_floats = 128;  // most k that are summed before they are scaled: they stay in L1
+
+struct QuantizedLayout {
+    int64_t inputs, group;  // group: k that share a scale; 0: all of them
+    int bits;               // 8 or 4
+    DType scales;
+    bool zeros;
+
+    int64_t steps() const { return round_up(inputs, k_per_word) / k_per_word; }
+    int64_t group_steps() const { return group && group < inputs ? group / k_per_word : steps(); }
+    int64_t groups() const { return (steps() + group_steps() - 1) / group_steps(); }
+    int64_t step_bytes() const { return bits * 32; }
+    int64_t header_bytes() const { return 64 * item_bytes(scales) + (zeros ? 64 : 0); }
+    int64_t group_bytes() const { return header_bytes() + group_steps() * step_bytes(); }
+    int64_t panel_bytes() const { return groups() * header_bytes() + steps() * step_bytes(); }
+    int offset() const { return bits == 8 ? 128 : 8; }
+};
+
+// A piece of k is summed exactly (in int32) or in order (in float32), and then scaled: it lies in one group of either side.
+struct PieceOfRow {
+    float scale;         // of the row's codes
+    int32_t correction;  // -(sum of the row's codes), times the offset where there are no zero points
+};
+
+// packed, outs and biases as in linear; x is quantized to int8 while it is staged, or multiplied as it is.
+struct QuantizedJob : LinearJob {
+    QuantizedLayout layout;
+    bool quantizes;            // x, to int8
+    int64_t activation_group;  // k of a row that share a scale; 0: all of them
+    int64_t piece_steps = 0;
+    PieceOfRow* pieces = nullptr;  // [slab, piece_count]
+
+    int64_t piece_count() const { return (layout.steps() + piece_steps - 1) / piece_steps; }
+};
+
+// Rows first_row .. of the packed matrix: codes [rows, inputs], scales and zeros [rows, groups]; zeros may be null.
+void pack_quantized(const QuantizedLayout& layout, void* packed, int64_t first_row, const int8_t* codes, const void* scales,
+                    const int8_t* zeros, int64_t rows);
+void quantized_linear(QuantizedJob& job);
+
+}  // namespace inferplane

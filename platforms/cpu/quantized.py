@@ -1,0 +1,90 @@
+"""The linear over quantized weights: which schemes the C++ takes, and the packing of codes with their scales."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...ops import DTYPES, Kernel, Quantized, Scheme, Support
+from ...ops.quantize import SCALES
+from .library import NATIVE, missing_reason
+
+Array = np.ndarray[Any, Any]
+
+BITS = {"int8": 8, "int4": 4}
+COMPUTED = ("float32", "bfloat16", "float16")
+MOST_INPUTS = 1 << 16
+"""Sums of 512 products are exact in int32, and a row's offsets in float32, far beyond; an offset fits an int32 up to here."""
+SCHEMES = ("int8", "int8:a8", "int8:a8g128", "int4", "int4:a8", "int4:g32:float16:a8g32")
+
+
+def quantized_kernel() -> Kernel:
+    """Keeps a row's bits whatever its neighbours: pieces of k start at the same places for every row."""
+    return Kernel("linear", "native.quantized_linear", _supports, _linear, _pack, batch_invariant=True)
+
+
+def _supports(spec: Any) -> Support:
+    if spec.dtype not in COMPUTED:
+        return f"computes in {', '.join(COMPUTED)}, not in {spec.dtype}"
+    if spec.scheme is None:
+        return "takes quantized weights only"
+    if spec.out_dtype not in (None, spec.dtype, "float32"):
+        return f"answers in {spec.dtype} or float32, not in {spec.out_dtype}"
+    if spec.reduce:
+        return "runs on one device, and cannot sum over a sharded input"
+    return missing_reason() or _refused(spec.scheme, spec.input.size)
+
+
+def _refused(scheme: Scheme, inputs: int) -> Support:
+    if scheme.weight not in BITS or scheme.activation not in (None, "int8"):
+        return f"takes int8 and int4 weights, with activations of int8 or as they are; not {scheme}"
+    if scheme.rows != 1:
+        return f"takes scales of a single output, not of {scheme.rows or 'all'} together ({scheme})"
+    for what, group in (("weight", scheme.group), ("activation", scheme.activation_group)):
+        if group is not None and group < inputs and group % 4:
+            return f"takes groups of a multiple of 4 inputs, not {what} groups of {group}"
+    if inputs > MOST_INPUTS:
+        return f"takes at most {MOST_INPUTS:,} inputs, not {inputs:,}"
+    return None
+
+
+class PackedCodes(NamedTuple):
+    """A fused weight in panels of 64 outputs, with their scales; a bias or None per output; the layout that C++ is told."""
+
+    panels: Array
+    biases: list[Array | None]
+    layout: tuple[int, int, int, str, bool]
+    activation: tuple[bool, int]
+
+
+def _group(group: int | None, inputs: int) -> int:
+    """As C++ has it: 0 for all inputs."""
+    return group if group is not None and group < inputs else 0
+
+
+def _pack(spec: Any, parts: Sequence[Any]) -> PackedCodes:
+    """Part by part, so that codes are never held twice."""
+    scheme, inputs, count, total = spec.scheme, spec.input.size, len(spec.outputs), sum(dim.size for dim in spec.outputs)
+    layout = (inputs, BITS[scheme.weight], _group(scheme.group, inputs), scheme.scales, scheme.zeros)
+    panels = NATIVE.allocate(NATIVE.quantized_bytes(total, *layout))
+    first = 0
+    for part in parts[:count]:
+        NATIVE.pack_quantized(panels, total, first, *_contiguous(part, scheme), *layout)
+        first += len(part.codes)
+    biases = [np.ascontiguousarray(part) for part in parts[count:]]
+    activation = (scheme.activation is not None, _group(scheme.activation_group, inputs))
+    return PackedCodes(panels, [*biases] if biases else [None] * count, layout, activation)
+
+
+def _contiguous(part: Quantized, scheme: Scheme) -> tuple[Array, Array, Array | None]:
+    codes = np.ascontiguousarray(part.codes, np.int8).view(np.uint8)
+    zeros = None if part.zeros is None else np.ascontiguousarray(part.zeros, np.int8).view(np.uint8)
+    return codes, np.ascontiguousarray(part.scales, SCALES[scheme.scales]), zeros
+
+
+def _linear(spec: Any, x: Array, weight: PackedCodes, batch: Any) -> Any:
+    dtype = DTYPES[spec.out_dtype or spec.dtype]
+    outs = [np.empty((len(x), dim.size), dtype) for dim in spec.outputs]
+    NATIVE.quantized_linear(np.ascontiguousarray(x), weight.panels, outs, weight.biases, *weight.layout, *weight.activation)
+    return tuple(outs) if len(outs) > 1 else outs[0]
