@@ -90,6 +90,7 @@ FAMILIES = [
         "dtype": DTYPE, "heads": HEADS, "dim": DIMS, "block": BLOCKS, "layers": ("1", "3"),
     }, _blocks),
     Family("kv.blocks.codes", 1, {
-        "dtype": DTYPE[:1], "kv": CODES, "heads": ("1", "3"), "dim": ("64", "33", "64/32", "576"), "block": ("16", "1"), "layers": ("1", "3"),
+        "dtype": DTYPE[:1], "kv": CODES, "heads": ("1", "3"), "dim": ("64", "33", "64/32", "576"), "block": ("16", "1"),
+        "layers": ("1", "3"),
     }, _blocks),
 ]
