@@ -27,6 +27,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="tokens computed in one step")
     group.add_argument("--block-size", type=int, metavar="N", help="tokens of a KV block")
     group.add_argument("--kv-cache-memory-gb", type=float, metavar="GB", help="memory for keys and values")
+    group.add_argument("--kv-cache-dtype", metavar="D", help="auto, int8 or fp8: keep keys and values as codes with scales")
     group.add_argument("--no-prefix-caching", dest="enable_prefix_caching", action="store_const", const=False,
                        help="compute every prompt anew")
     group.add_argument("--threads", type=int, metavar="N", help="threads of a CPU")
@@ -37,7 +38,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 ENGINE = (
     "model", "revision", "tokenizer", "platform", "dtype", "quantization", "packed_cache", "max_model_len", "max_num_seqs",
-    "max_num_batched_tokens", "block_size", "kv_cache_memory_gb", "enable_prefix_caching", "threads", "deterministic", "config",
+    "max_num_batched_tokens", "block_size", "kv_cache_memory_gb", "kv_cache_dtype", "enable_prefix_caching", "threads",
+    "deterministic", "config",
 )
 
 

@@ -30,6 +30,7 @@ from ..ops import (
     TakeRows,
     WriteKV,
 )
+from ..ops.attention import KV_SCHEMES
 
 HUGE = 2**31 + 1
 ODD_SCHEME = Scheme("int4", group=7, rows=3, zeros=True)
@@ -80,10 +81,13 @@ ODD: dict[str, tuple[dict[str, Any], ...]] = {
     "rope": ({"interleaved": True}, {"scale": 3.5}, {"frequencies": (1.0,)}, {"head_dim": 17}, {"heads": Dim(HUGE)}),
     "activation": ({"kind": "relu"}, {"kind": "gelu"}),
     "gated_activation": ({"kind": "gelu_tanh"}, {"kind": "relu"}),
-    "write_kv": ({"key_dim": 1}, {"value_dim": 576}, {"kv_heads": Dim(HUGE)}),
+    "write_kv": ({"key_dim": 1}, {"value_dim": 576}, {"kv_heads": Dim(HUGE)}, {"latent": True},
+                 *({"kv_dtype": dtype} for dtype in KV_SCHEMES)),
     "attention": (
         {"window": 1}, {"window": HUGE}, {"softcap": 30.0}, {"sinks": True}, {"value_dim": 1}, {"key_dim": 576}, {"key_dim": 33},
         {"heads": Dim(7), "kv_heads": Dim(1)}, {"heads": Dim(HUGE), "kv_heads": Dim(1)}, {"scale": 0.0},
+        {"alibi": (0.5, 0.25, 0.0, -1.0)}, {"latent": True}, {"latent": True, "key_dim": 576, "value_dim": 512},
+        *({"kv_dtype": dtype} for dtype in KV_SCHEMES),
     ),
     "router": ({"top_k": 8}, {"sigmoid": True}, {"renormalize": False}, {"experts": Dim(HUGE)}),
     "moe": ({"top_k": 8}, {"experts": Dim(2), "top_k": 1}, {"mlp": Dim(1)}, {"embed": HUGE}, {"activation": "relu"}),

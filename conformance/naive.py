@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ..ops import AddRmsNorm, Attention, Moe
-from ..ops.attention import gather
 from ..ops.elementwise import FORMULAS
 
 Array = np.ndarray[Any, Any]
@@ -20,7 +19,7 @@ def dot(matrix: Array, vector: Array) -> Array:
 
 
 def attention(spec: Attention) -> Any:
-    """softmax(q k^T) v in float32, with scores and weights rounded to the dtype of q."""
+    """softmax(q k^T) v in float32, with decoded keys and values, scores and weights rounded to the dtype of q."""
     def run(q: Array, cell: Any, batch: Any, sinks: Sequence[Array] | None = None) -> Array:
         out = np.zeros((*q.shape[:-1], spec.value_dim), q.dtype)
         group = spec.heads.size // spec.kv_heads.size
@@ -29,11 +28,14 @@ def attention(spec: Attention) -> Any:
             for token in range(start, stop):
                 position = length - (stop - token)
                 first = 0 if spec.window is None else max(0, position - spec.window + 1)
-                keys, values = (gather(part, batch.groups[0].table[row], first, position + 1) for part in (cell.k, cell.v))
+                keys, values = (part.astype(q.dtype) for part in spec.gathered(cell, batch.groups[0].table[row], first, position + 1))
+                behind = np.arange(first - position, 1, dtype=np.float32)
                 for head in range(spec.heads.size):
                     scores = (dot(keys[head // group], q[token, head]) * np.float32(spec.scale)).astype(q.dtype).astype(np.float32)
                     if spec.softcap is not None:
                         scores = np.float32(spec.softcap) * (1 - 2 / (1 + np.exp(scores * np.float32(2 / spec.softcap))))
+                    if spec.alibi is not None:
+                        scores = scores + np.float32(spec.alibi[head]) * behind
                     sink = [] if sinks is None else [np.float32(sinks[0][head])]
                     peak = max([scores.max(), *sink])
                     weights = np.exp(scores - peak)

@@ -7,6 +7,7 @@ from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ..ops import Packed, Spec, StateGroup, unpack
@@ -38,11 +39,10 @@ class Paged:
     written: Array
 
     def poisoned(self, value: float | None, random: np.random.Generator) -> Paged:
-        """The same memory with its dead slots set to `value`, or to finite garbage (None)."""
+        """The same memory with its dead slots set to `value`, or to finite garbage (None). Integers have no NaN: always garbage."""
         arrays = {}
         for name, array in self.arrays.items():
-            fill = random.normal(0, 1e3, array.shape) if value is None else np.full(array.shape, value)
-            arrays[name] = np.where(self.live[:, None, :, None], array, np.asarray(fill, array.dtype))
+            arrays[name] = np.where(self.live[:, None, :, None], array, _poison(array, value, random))
         return replace(self, arrays=arrays)
 
     def moved(self, order: Array) -> Paged:
@@ -58,7 +58,7 @@ class Paged:
 
 @dataclass(frozen=True)
 class Problem:
-    """`spec` on `arguments`: host arrays, and `Given` for the rest."""
+    """`spec` on `arguments`: host arrays, None for what an op goes without, and `Given` for the rest."""
 
     spec: Spec
     arguments: tuple[Any, ...]
@@ -106,7 +106,10 @@ class Problem:
     def fill(self, given: Mapping[Given, Any], arrays: tuple[Any, ...]) -> list[Any]:
         """The arguments in their order, from a platform's own arrays."""
         left = iter(arrays)
-        return [given[argument] if isinstance(argument, Given) else next(left) for argument in self.arguments]
+        def filled(argument: Any) -> Any:
+            return given[argument] if isinstance(argument, Given) else None if argument is None else next(left)
+
+        return [filled(argument) for argument in self.arguments]
 
     def host_arguments(self) -> tuple[list[Any], Any, Any]:
         """(arguments for the reference, its cell, its state); the cell and the state are copies that it may write."""
@@ -116,6 +119,16 @@ class Problem:
         if self.packed is not None:
             given[Given.BATCH], given[Given.SAMPLING] = unpack(*self.packed)
         return self.fill(given, self.arrays), cell, state
+
+
+def _poison(like: Array, value: float | None, random: np.random.Generator) -> Array:
+    """In the shape and dtype of `like`: `value` where the dtype has it, or finite garbage."""
+    if like.dtype.kind == "i":
+        info = np.iinfo(like.dtype)
+        return random.integers(info.min, info.max, like.shape, endpoint=True).astype(like.dtype)
+    fill = random.normal(0, 1e3, like.shape) if value is None else np.full(like.shape, value)
+    most = float(ml_dtypes.finfo(like.dtype).max)
+    return np.asarray(fill if value is not None else np.clip(fill, -most, most), like.dtype)
 
 
 def elsewhere(array: Array) -> Array:

@@ -41,20 +41,28 @@ class ModelConfig:
         _whole("max_model_len", self.max_model_len, 2)
 
 
+KV_DTYPES = {"int8": "int8", "fp8": "float8_e4m3fn"}
+"""Values of kv_cache_dtype besides auto, and the dtype of the codes."""
+
+
 @dataclass(frozen=True)
 class CacheConfig:
     """The memory for keys and values.
 
     block_size: tokens of a block; None: what the platform prefers. kv_cache_memory_gb: size of the pool in 10^9 bytes;
     None: kv_cache_memory_fraction of what the platform says is free, and no more than the model can use.
+    kv_cache_dtype: int8 or fp8 keep codes with a scale for each token and head; "auto": what the checkpoint says, which
+    is the model's dtype unless it says more.
     """
 
     block_size: int | None = None
     kv_cache_memory_gb: float | None = None
     kv_cache_memory_fraction: float = 0.5
     enable_prefix_caching: bool = True
+    kv_cache_dtype: str = "auto"
 
     def __post_init__(self) -> None:
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", *KV_DTYPES))
         _whole("block_size", self.block_size, 1)
         _positive("kv_cache_memory_gb", self.kv_cache_memory_gb)
         _positive("kv_cache_memory_fraction", self.kv_cache_memory_fraction, most=1.0)

@@ -64,6 +64,8 @@ class LoadOptions:
     """A preset or a scheme; None: as the checkpoint is stored."""
     max_model_len: int | None = None
     block_tokens: int | None = None
+    kv_dtype: str | None = None
+    """Of the KV's codes, as in `WriteKV`; None: as the checkpoint says."""
     kernels: Mapping[str, str] | None = None
     """op -> kernel name: met, or an error."""
     deterministic: bool = False
@@ -96,7 +98,7 @@ def plan_model(
     dtype = choose_dtype(options.dtype, source.config, platform)
     block_tokens = _choose_block_tokens(options.block_tokens, platform)
     family = model_class(str(source.config.get("model_type", "")))
-    precision = choose_precision(options.quantization, source.precision)
+    precision = choose_precision(options.quantization, source.precision, options.kv_dtype)
     model = family(
         source.config, dtype=dtype, block_tokens=block_tokens, max_model_len=options.max_model_len, precision=precision
     )

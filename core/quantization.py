@@ -1,5 +1,7 @@
-"""Which linears of a model are quantized, and how: by a person's wish, or by what the checkpoint holds already."""
+"""What of a model is quantized, and how: linears and KV, by a person's wish, or by what the checkpoint holds already."""
 from __future__ import annotations
+
+from dataclasses import replace
 
 from ..errors import ConfigError, SpecError, suggest
 from ..model_zoo.base import UNQUANTIZED, Precision
@@ -22,13 +24,17 @@ def asked_scheme(asked: str) -> Scheme:
         raise ConfigError(f"quantization {asked!r} is unknown. {suggest(asked, PRESETS)} Or a scheme's own text: {error}") from None
 
 
-def choose_precision(asked: str | None, stored: Precision) -> Precision:
-    """The checkpoint's own, or every linear in the scheme that was asked for; the embedding stays as it is stored."""
+def choose_precision(asked: str | None, stored: Precision, kv_dtype: str | None = None) -> Precision:
+    """The checkpoint's own, or every linear in the scheme that was asked for; the embedding stays as it is stored.
+
+    kv_dtype: of the KV's codes; None: the checkpoint's own.
+    """
+    kv_dtype = kv_dtype or stored.kv_dtype
     if asked is None:
-        return stored
-    if stored is not UNQUANTIZED:
+        return replace(stored, kv_dtype=kv_dtype)
+    if stored.scheme is not UNQUANTIZED.scheme:
         raise ConfigError(
             f"quantization {asked!r} was asked for, and the checkpoint is quantized already. Leave it out, or give the original."
         )
     scheme = asked_scheme(asked)
-    return Precision(lambda module: scheme)
+    return Precision(lambda module: scheme, kv_dtype)

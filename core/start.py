@@ -13,7 +13,7 @@ from ..platforms import registry
 from ..platforms.contract import Platform
 from .chat import ChatTemplate
 from .checkpoint import Checkpoint
-from .config import CacheConfig, EngineConfig
+from .config import KV_DTYPES, CacheConfig, EngineConfig
 from .engine import Engine
 from .env import Environment
 from .hub import locate
@@ -51,6 +51,7 @@ def load_options(config: EngineConfig) -> LoadOptions:
     return LoadOptions(
         dtype=config.model.dtype, quantization=config.model.quantization,
         max_model_len=config.model.max_model_len, block_tokens=config.cache.block_size,
+        kv_dtype=KV_DTYPES.get(config.cache.kv_cache_dtype),
         kernels=config.execution.kernels, deterministic=config.execution.deterministic,
         packed_cache=Environment.read().cache / "packed" if config.model.packed_cache else None,
     )

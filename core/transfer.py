@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CapacityError, ExchangeError
+from ..ops import StateGroup
 from .engine import Engine
 from .kv.chain import Chain
 from .kv.exchange import Manifest, pack, unpack
@@ -43,7 +44,7 @@ def _export(engine: Engine, tokens: np.ndarray[Any, Any], salt: Salt) -> list[by
         manifest = Manifest(
             model=runner.loaded.fingerprint, group=group.name, block_tokens=group.block_tokens,
             tokens=tuple(tokens[stretch.positions].tolist()), positions=tuple(stretch.positions), rope=True,
-            salt=salt.digest(), adapter=salt.adapter, parent=_parent(chain, stretch),
+            salt=salt.digest(), adapter=salt.adapter, scales=_scales(group), parent=_parent(chain, stretch),
         )
         parts.append(pack(manifest, runner.platform.read_blocks(runner.state, stretch.group, stretch.blocks)))
     return parts
@@ -74,6 +75,11 @@ def _import(engine: Engine, tokens: np.ndarray[Any, Any], parts: Sequence[bytes]
         raise CapacityError(f"{length} tokens do not fit into the free blocks; wait until requests have ended, "
                             "or give the KV memory more")
     return length
+
+
+def _scales(group: StateGroup) -> dict[str, str] | None:
+    """An array of codes -> the array with its scales."""
+    return {name: f"{name}_scale" for name in group.arrays if f"{name}_scale" in group.arrays} or None
 
 
 def _parent(chain: Chain, stretch: Stretch) -> str:

@@ -17,9 +17,13 @@ def unquantized(module: str) -> Scheme | None:
 
 @dataclass(frozen=True)
 class Precision:
-    """How a model keeps what it does not compute in: the scheme of a linear by its module's name in the checkpoint."""
+    """How a model keeps what it does not compute in: the scheme of a linear by its module's name in the checkpoint, and the KV's codes.
+
+    kv_dtype: of `WriteKV` and `Attention`; None: keys and values are kept in the model's dtype.
+    """
 
     scheme: Callable[[str], Scheme | None] = unquantized
+    kv_dtype: str | None = None
 
     def of(self, *modules: str) -> Scheme | None:
         """The one scheme of modules that are fused into one linear. Raises `CheckpointError` where they differ."""

@@ -85,11 +85,11 @@ class Decoder(Model):
         self.rope_write = QkvRopeWrite(
             query=Rope(heads=heads, head_dim=d.head_dim, frequencies=turn.frequencies, dtype=dtype, scale=turn.factor),
             key=Rope(heads=kv_heads, head_dim=d.head_dim, frequencies=turn.frequencies, dtype=dtype, scale=turn.factor),
-            write=WriteKV(kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim, dtype=dtype),
+            write=WriteKV(kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim, dtype=dtype, kv_dtype=precision.kv_dtype),
         )
         by_window = {window: Attention(
             heads=heads, kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim,
-            scale=d.head_dim**-0.5, dtype=dtype, window=window,
+            scale=d.head_dim**-0.5, dtype=dtype, window=window, kv_dtype=precision.kv_dtype,
         ) for window in set(d.windows)}
         self.attention = tuple(by_window[window] for window in d.windows)
         self.activation = GatedActivation(kind=d.activation, dtype=dtype)
@@ -114,7 +114,7 @@ class Decoder(Model):
             layers=[self._layer_weights(i) for i in range(self.num_layers)],
             ignored=(".rotary_emb.inv_freq", *(("lm_head.weight",) if d.tied else ())),
         )
-        self.states = _groups(d, StateArray(d.kv_heads, d.head_dim, dtype), block_tokens)
+        self.states = _groups(d, self.rope_write.write.arrays, block_tokens)
 
     def _layer_weights(self, i: int) -> dict[str, Weight]:
         at = f"model.layers.{i}"
@@ -185,10 +185,10 @@ def qwen_windows(config: Fields) -> tuple[int | None, ...]:
     return tuple(window if kind == SLIDING else None for kind in kinds)
 
 
-def _groups(d: Design, array: StateArray, block_tokens: int) -> tuple[StateGroup, ...]:
+def _groups(d: Design, arrays: Mapping[str, StateArray], block_tokens: int) -> tuple[StateGroup, ...]:
     """Layers of full attention are one group, those with a window another."""
     groups = []
     for name, window in [("full", None), *(("sliding", w) for w in sorted({w for w in d.windows if w is not None}))]:
         if layers := tuple(i for i, own in enumerate(d.windows) if own == window):
-            groups.append(StateGroup(name, layers, {"k": array, "v": array}, window=window, block_tokens=block_tokens))
+            groups.append(StateGroup(name, layers, arrays, window=window, block_tokens=block_tokens))
     return tuple(groups)

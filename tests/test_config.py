@@ -43,6 +43,7 @@ def test_an_unknown_name_raises_with_the_nearest() -> None:
     pytest.param("kv_cache_memory_gb", -1, id="negative-memory"),
     pytest.param("kv_cache_memory_fraction", 1.5, id="more-than-all"),
     pytest.param("kv_cache_memory_fraction", float("nan"), id="nan"),
+    pytest.param("kv_cache_dtype", "int9", id="kv-dtype"),
     pytest.param("enable_prefix_caching", "no", id="text-for-a-flag"),
     pytest.param("deterministic", 1, id="number-for-a-flag"),
     pytest.param("seed", -1, id="negative-seed"),

@@ -53,11 +53,18 @@ def test_a_transposed_array_arrives_in_its_order_of_meaning() -> None:
 
 
 def test_scales_travel_with_what_they_scale() -> None:
-    sent = {**arrays(ml_dtypes.float8_e4m3fn), "k_scale": np.ones((3, 2, 1, 1), np.float32)}
+    sent = {"k": arrays(ml_dtypes.float8_e4m3fn)["k"], "k_scale": np.arange(30, dtype=np.float32).reshape(3, 2, 5, 1)}
     scaled = replace(manifest(), scales={"k": "k_scale"})
-    said, got = received(pack(scaled, sent), group=group("float8_e4m3fn"))
+    coded = group(k=StateArray(2, 8, "float8_e4m3fn"), k_scale=StateArray(2, 1, "float32"))
+    said, got = received(pack(scaled, sent), group=coded)
     assert said.scales == {"k": "k_scale"}
-    assert got["k_scale"].shape == (3, 2, 1, 1)
+    assert np.array_equal(got["k_scale"], sent["k_scale"])
+
+
+def test_codes_without_their_scales_are_refused() -> None:
+    coded = group(k=StateArray(2, 8, "float8_e4m3fn"), k_scale=StateArray(2, 1, "float32"))
+    with pytest.raises(ExchangeError, match=r"has arrays \['k', 'k_scale'\]; found \['k'\]"):
+        received(pack(manifest(), {"k": arrays(ml_dtypes.float8_e4m3fn)["k"]}), group=coded)
 
 
 def test_no_tokens_are_a_valid_export() -> None:

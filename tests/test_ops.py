@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import erf, exp, log, sqrt, tanh
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +95,13 @@ BAD_SPECS: dict[str, tuple[Callable[[], Spec], str]] = {
     "rope-beyond-the-head": (lambda: Rope(heads=Dim(1), head_dim=4, frequencies=(1.0,) * 3, dtype="float32"), "turn 6 of 4 dims"),
     "attention-with-odd-groups": (lambda: Attention(kv_heads=Dim(4), **HEADS), "6 heads do not divide into 4"),
     "attention-without-a-window": (lambda: Attention(kv_heads=Dim(2), window=0, **HEADS), "window 0"),
+    "attention-with-two-slopes": (lambda: Attention(kv_heads=Dim(2), alibi=(0.5, 0.25), **HEADS), "2 alibi slopes for 6 heads"),
+    "attention-with-a-slope-of-nan": (lambda: Attention(kv_heads=Dim(2), alibi=(float("nan"),) * 6, **HEADS), "finite"),
+    "attention-over-float16-codes": (lambda: Attention(kv_heads=Dim(2), kv_dtype="float16", **HEADS), "kv_dtype float16.*Known: float8"),
+    "attention-over-codes-of-nothing": (lambda: Attention(kv_heads=Dim(2), kv_dtype="int9", **HEADS), "unknown dtype 'int9'"),
+    "latent-values-beyond-the-keys": (
+        lambda: WriteKV(kv_heads=Dim(1), key_dim=8, value_dim=9, dtype="float32", latent=True), "value_dim 9 exceeds key_dim 8"),
+    "latent-keys-rotated-whole": (lambda: QkvRopeWrite(query=ROPE, key=ROPE, write=replace(WRITE, latent=True)), "only in part"),
     "router-of-no-expert": (lambda: Router(experts=Dim(4), top_k=0), "top_k 0 of 4"),
     "router-of-too-many": (lambda: Router(experts=Dim(4), top_k=5), "top_k 5 of 4"),
 }
@@ -124,6 +132,8 @@ BAD_CALLS: dict[str, tuple[Spec, Sequence[Any], str]] = {
     "rope-heads": (ROPE, (floats(5, 2, 8), None), r"must end in \[3, 8\]"),
     "write-kv-value-dim": (WRITE, (floats(5, 3, 8), floats(5, 3, 8), None, None), "v has shape"),
     "write-kv-key-dtype": (WRITE, (floats(5, 3, 8, dtype="bfloat16"), floats(5, 3, 5), None, None), "k is bfloat16"),
+    "write-kv-latent-with-values": (replace(WRITE, latent=True), (floats(5, 3, 8), floats(5, 3, 5), None, None), "come with v None"),
+    "write-kv-without-values": (WRITE, (floats(5, 3, 8), None, None, None), "come with v None"),
     "attention-key-dim": (ATTENTION, (floats(5, 6, 7), None, None), "q has shape"),
     "qkv-rope-write-value": (
         QkvRopeWrite(query=ROPE, key=ROPE, write=WRITE),
@@ -314,9 +324,13 @@ def plainly(spec: Attention, q: Array, length: int, k: Array, v: Array, sinks: A
                     continue
                 score = float(q[t, head] @ k[key, own]) * spec.scale
                 score = score if spec.softcap is None else spec.softcap * tanh(score / spec.softcap)
+                score += 0 if spec.alibi is None else spec.alibi[head] * (key - position)
                 total, mixed = total + exp(score), mixed + exp(score) * v[key, own]
             out[t, head] = mixed / total
     return out
+
+
+SLOPES = (0.5, 0.25, 0.125, 1.0, 0.0, -0.5)
 
 
 def attention(**more: Any) -> Attention:
@@ -326,8 +340,8 @@ def attention(**more: Any) -> Attention:
 @pytest.mark.parametrize(
     "more",
     [{}, {"window": 1}, {"window": 3}, {"window": 4}, {"window": 5}, {"window": 100}, {"softcap": 2.0}, {"sinks": True},
-     {"window": 6, "softcap": 1.0, "sinks": True}],
-    ids=lambda more: "-".join(f"{name}-{value}" for name, value in more.items()) or "full",
+     {"window": 6, "softcap": 1.0, "sinks": True}, {"alibi": SLOPES}, {"alibi": SLOPES, "window": 4, "softcap": 2.0}],
+    ids=lambda more: "-".join(f"{name}-{'slopes' if name == 'alibi' else value}" for name, value in more.items()) or "full",
 )
 def test_attention_is_an_independent_softmax(more: dict[str, Any]) -> None:
     spec, rows = attention(**more), [(9, 1), (6, 6), (13, 5), (1, 1)]

@@ -341,6 +341,12 @@ def test_an_axis_that_does_not_divide_is_refused(config: dict[str, int], axis: s
         localized(llama(**config), TWO[0])
 
 
+def test_heads_with_alibi_slopes_are_not_divided() -> None:
+    spec = replace(llama().attention[0], alibi=(0.5,) * 4)
+    with pytest.raises(SpecError, match="4 heads have alibi slopes, which are not divided among devices yet; use one device"):
+        local_spec(spec, TWO[0])
+
+
 def test_the_parts_of_a_tensor_make_the_whole(small_models: ModuleType) -> None:
     model = llama(tie_word_embeddings=False, attention_bias=True)
     source = small_models.RandomSource({**CONFIG, "tie_word_embeddings": False, "attention_bias": True})

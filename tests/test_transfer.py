@@ -60,3 +60,19 @@ def test_an_import_that_does_not_fit_changes_nothing(pair: tuple[LLM, LLM]) -> N
         with pytest.raises(CapacityError, match="do not fit"):
             import_prefix(small.engine, PROMPT, parts)
         assert small.stats().kv.held_blocks == (0,)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "fp8"])
+def test_a_prefix_of_codes_travels_with_its_scales(kv_cache_dtype: str) -> None:
+    """And only to an engine whose memory holds such codes."""
+    dtypes = (kv_cache_dtype, kv_cache_dtype, "auto")
+    coded, like, plain = (LLM(platform="reference", kv_cache_memory_gb=0.05, kv_cache_dtype=dtype) for dtype in dtypes)
+    with coded, like, plain:
+        ours = coded.generate(PROMPT[:40], GREEDY)[0].outputs[0]
+        parts = export_prefix(coded.engine, PROMPT[:40])
+        assert import_prefix(like.engine, PROMPT[:40], parts) == 32
+        theirs = like.generate(PROMPT[:40], GREEDY)[0]
+        assert theirs.outputs[0].token_ids == ours.token_ids
+        assert theirs.metrics.kv is not None and theirs.metrics.kv.hit_tokens == 32
+        with pytest.raises(ExchangeError, match="k_scale"):
+            import_prefix(plain.engine, PROMPT[:40], parts)

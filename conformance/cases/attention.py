@@ -1,7 +1,10 @@
-"""attention: prefill, decode, mixed, chunked and resumed rows; grouped heads, windows, soft caps, sinks, odd dims."""
+"""attention: prefill, decode, mixed, chunked and resumed rows; grouped heads, windows, soft caps, sinks, odd and wide dims,
+ALiBi, cells of codes, latent keys."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -26,24 +29,33 @@ ROWS = {
 HEADS = ("4/4", "8/2", "8/1", "7/1", "14/2", "3/3", "32/8")
 DIMS = ("32", "64", "80", "128", "33", "96", "64/32")
 BLOCKS = ("16", "32", "8", "64", "1", "128")
+FORMS = {
+    "decode": {name: ROWS["decode"][name] for name in ("first", "edge", "past", "ragged4", "long")},
+    "mixed": {"three": ROWS["mixed"]["three"], "verify": ROWS["mixed"]["verify"], "prefill": ROWS["prefill"]["ragged3"],
+              "chunked": ROWS["chunked"]["odd"], "blockwise": ROWS["chunked"]["blockwise"]},
+}
+"""The batches that other forms of attention are tried on: one query a row, or any."""
+CODES = ("int8", "float8_e4m3fn")
 
 
-def _problem(params: Params, random: np.random.Generator, kind: str, window: int | None, softcap: float | None, sinks: bool) -> Problem:
+def _problem(params: Params, random: np.random.Generator, rows: Sequence[tuple[int, int]], **form: Any) -> Problem:
+    """form: what the spec has besides sizes, scale and dtype."""
     heads, kv_heads = params.pair("heads")
     key_dim, value_dim = params.pair("dim")
-    dtype, rows = params["dtype"], ROWS[kind][params["batch"]]
+    dtype = params["dtype"]
     spec = Attention(
         heads=Dim(heads, "heads"), kv_heads=Dim(kv_heads, "kv_heads"), key_dim=key_dim, value_dim=value_dim,
-        scale=float(params.values.get("scale", key_dim**-0.5)), dtype=dtype, window=window, softcap=softcap, sinks=sinks,
+        scale=float(params.values.get("scale", key_dim**-0.5)), dtype=dtype, **form,
     )
-    block, padding = params.int("block"), (3, 2) if params.values.get("padding") == "yes" else (0, 0)
+    block, padding = int(params.values.get("block", "16")), (3, 2) if params.values.get("padding") == "yes" else (0, 0)
     made = ragged(random, rows, kv_heads=kv_heads, key_dim=key_dim, value_dim=value_dim, block_tokens=block,
-                  dtype=dtype, window=window, order=params.values.get("order", "scattered"), padding=padding)
+                  dtype=dtype, window=spec.window, order=params.values.get("order", "scattered"), padding=padding,
+                  kv_dtype=spec.kv_dtype, latent=spec.latent)
     total = sum(n for n, _ in rows)
     q = values(random, (total + padding[0], heads, key_dim), dtype, "normal")
     q[total:] = np.nan
-    sink = (values(random, (heads,), dtype),) if sinks else ()
-    tail = (Given.WEIGHT,) if sinks else ()
+    sink = (values(random, (heads,), dtype),) if spec.sinks else ()
+    tail = (Given.WEIGHT,) if spec.sinks else ()
     whole = Problem(spec, (q, Given.CELL, Given.BATCH, *tail), weight=sink, packed=made.packed,
                     paged=replace(made.paged, written=np.zeros_like(made.paged.written)), naive=naive.attention(spec),
                     view=lambda result: result[:total])
@@ -65,18 +77,22 @@ def _problem(params: Params, random: np.random.Generator, kind: str, window: int
     return replace(whole, rows=len(tried), alone=(lambda place: alone(*tried[place])) if tried else None)
 
 
+def _window(params: Params) -> int | None:
+    return None if params["window"] == "none" else params.int("window")
+
+
 def _plain(kind: str) -> Family:
     return Family(f"attention.{kind}", 2, {
         "dtype": DTYPE, "heads": HEADS, "dim": DIMS, "block": BLOCKS, "batch": tuple(ROWS[kind]), "order": ORDERS,
         "padding": YES_NO,
-    }, judged(lambda params, random: _problem(params, random, kind, None, None, False)))
+    }, judged(lambda params, random: _problem(params, random, ROWS[kind][params["batch"]])))
 
 
 def _features(kind: str) -> Family:
     def build(params: Params, random: np.random.Generator) -> Problem:
         softcap = None if params["softcap"] == "none" else params.float("softcap")
-        window = None if params["window"] == "none" else params.int("window")
-        return _problem(params, random, kind, window, softcap, params.flag("sinks"))
+        rows = ROWS[kind][params["batch"]]
+        return _problem(params, random, rows, window=_window(params), softcap=softcap, sinks=params.flag("sinks"))
 
     return Family(f"attention.{kind}.features", 2, {
         "dtype": DTYPE, "heads": HEADS[:5], "dim": DIMS[:5], "block": BLOCKS[:4], "batch": tuple(ROWS[kind]),
@@ -85,4 +101,51 @@ def _features(kind: str) -> Family:
     }, judged(build))
 
 
+def _wide(kind: str) -> Family:
+    """Heads of more than 128."""
+    return Family(f"attention.{kind}.wide", 2, {
+        "dtype": DTYPE, "heads": ("4/2", "3/3"), "dim": ("256", "576", "288/544"), "batch": tuple(FORMS[kind])[:3],
+    }, judged(lambda params, random: _problem(params, random, FORMS[kind][params["batch"]])))
+
+
+def _kv(kind: str) -> Family:
+    """Keys and values as codes with a scale for each token and head."""
+    return Family(f"attention.{kind}.kv", 2, {
+        "dtype": DTYPE, "kv": CODES, "heads": ("8/2", "4/4", "8/1", "7/1", "14/2"), "dim": ("64", "128", "80", "33", "64/32", "256"),
+        "block": BLOCKS[:5], "batch": tuple(FORMS[kind]), "window": ("none", "1", "15", "16", "17"),
+    }, judged(lambda params, random: _problem(
+        params, random, FORMS[kind][params["batch"]], kv_dtype=params["kv"], window=_window(params))))
+
+
+def slopes(heads: int) -> tuple[float, ...]:
+    """2^(-8/heads), 2^(-16/heads), ...: those of Press et al. (2022) where `heads` is a power of two."""
+    return tuple(2 ** (-8 * (head + 1) / heads) for head in range(heads))
+
+
+def _alibi(kind: str) -> Family:
+    """Slopes beside what else touches a score: scale, windows, soft caps and sinks."""
+    def build(params: Params, random: np.random.Generator) -> Problem:
+        softcap = None if params["softcap"] == "none" else params.float("softcap")
+        return _problem(params, random, FORMS[kind][params["batch"]], alibi=slopes(params.pair("heads")[0]), window=_window(params),
+                        softcap=softcap, sinks=params.flag("sinks"))
+
+    return Family(f"attention.{kind}.alibi", 2, {
+        "dtype": DTYPE, "heads": ("8/2", "6/1"), "dim": ("64",), "batch": tuple(FORMS[kind])[-3:], "window": ("none", "16"),
+        "softcap": ("none", "2"), "sinks": YES_NO,
+    }, judged(build))
+
+
+def _latent(kind: str) -> Family:
+    """Values are the head of the keys, in floats or in codes."""
+    def build(params: Params, random: np.random.Generator) -> Problem:
+        kv_dtype = None if params["kv"] == "none" else params["kv"]
+        return _problem(params, random, FORMS[kind][params["batch"]], kv_dtype=kv_dtype, latent=True)
+
+    return Family(f"attention.{kind}.latent", 2, {
+        "dtype": DTYPE, "kv": ("none", *CODES), "heads": ("8/1", "16/1", "6/2"), "dim": ("96/64", "576/512", "192/128", "72/33", "64"),
+        "batch": tuple(FORMS[kind]),
+    }, judged(build))
+
+
 FAMILIES = [make(kind) for kind in ROWS for make in (_plain, _features)]
+FAMILIES += [make(kind) for kind in FORMS for make in (_wide, _kv, _alibi, _latent)]

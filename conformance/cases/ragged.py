@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...ops import BatchShape, Packed, StateArray, StateGroup, empty
-from ..problem import Paged
+from ...ops import BatchShape, Dim, Packed, StateGroup, WriteKV, empty
+from ...ops.attention import coded
+from ..problem import Array, Paged
 from .make import values
 
 ORDERS = ("ascending", "descending", "scattered", "interleaved")
@@ -39,10 +40,12 @@ def ragged(
     order: str = "scattered",
     spare: int = 3,
     padding: tuple[int, int] = (0, 0),
+    kv_dtype: str | None = None,
+    latent: bool = False,
 ) -> Ragged:
     """Live memory is what the rows may read after the step; blocks wholly behind a window have table entry 0.
 
-    padding: tokens and rows behind the real ones, as a platform with static shapes gets them.
+    padding: tokens and rows behind the real ones, as a platform with static shapes gets them. kv_dtype, latent: as in `WriteKV`.
     """
     lengths = [queries + context for queries, context in rows]
     needs = [-(-length // block_tokens) for length in lengths]
@@ -74,10 +77,20 @@ def ragged(
     batch.starts[len(rows) + 1 :] = total
     batch.row[total:] = min(len(rows), len(rows) + more_rows - 1)
     batch.source[:] = -1
-    group = StateGroup("full", (0,), {"k": StateArray(kv_heads, key_dim, dtype), "v": StateArray(kv_heads, value_dim, dtype)},
-                       window=window, block_tokens=block_tokens)
-    arrays = {name: values(random, (count, kv_heads, block_tokens, dim), dtype) for name, dim in (("k", key_dim), ("v", value_dim))}
-    return Ragged(packed, Paged(group, arrays, live, written), tuple(rows))
+    cell = WriteKV(kv_heads=Dim(kv_heads), key_dim=key_dim, value_dim=value_dim, dtype=dtype, kv_dtype=kv_dtype, latent=latent)
+    group = StateGroup("full", (0,), cell.arrays, window=window, block_tokens=block_tokens)
+    return Ragged(packed, Paged(group, _memory(random, cell, (count, kv_heads, block_tokens)), live, written), tuple(rows))
+
+
+def _memory(random: np.random.Generator, cell: WriteKV, shape: tuple[int, int, int]) -> dict[str, Array]:
+    """The cell's arrays, shape [blocks, kv_heads, block_tokens] and a dim each; the scales of codes lie far apart."""
+    arrays: dict[str, Array] = {}
+    for name, dim in (("k", cell.key_dim),) if cell.latent else (("k", cell.key_dim), ("v", cell.value_dim)):
+        arrays[name] = values(random, (*shape, dim), cell.dtype)
+        if cell.kv_dtype is not None:
+            spread = np.exp2(random.uniform(-2, 2, (*shape, 1)))
+            arrays[name], arrays[f"{name}_scale"] = coded(arrays[name] * spread, cell.kv_dtype)
+    return arrays
 
 
 def _order(order: str, needs: Sequence[int], spare: int, random: np.random.Generator) -> list[list[int]]:

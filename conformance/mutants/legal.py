@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ...ops.sample import edited, kept, logprobs, row_uniforms
 from . import experts, linear, memory, rows, sampling
 from .plant import Run, Variant, kernel
 from .rows import quiet, single
-from .tiled_attention import Array, Way, attend, attend_in_splits, score
+from .tiled_attention import Array, Way, attend, attend_in_splits, score, tilt
 
 LOG2E = np.float32(np.log2(np.e))
 
@@ -67,8 +68,31 @@ def _query_by_query(spec: Attention, q: Array, cell: Any, batch: Any, *rest: Any
 
 def _scratch_in_the_null_block(spec: Attention, q: Array, cell: Any, *rest: Any) -> Array:
     """Block 0 belongs to nobody."""
-    cell.k[0], cell.v[0] = 7, np.nan
+    cell.k[0] = 7
+    for name in ("v", "k_scale", "v_scale"):
+        if (array := getattr(cell, name, None)) is not None:
+            array[0] = 7 if array.dtype == np.int8 else np.nan
     return attend(Way(), spec, q, cell, *rest)
+
+
+def _scaled_afterwards(spec: Attention, q: Array, cell: Any, batch: Any, *rest: Any) -> Array:
+    """Scores and weights are multiplied by the scales, not keys and values: here by widening the whole cell first."""
+    if spec.kv_dtype is None:
+        return attend(Way(), spec, q, cell, batch, *rest)
+    wide = {name: single(getattr(cell, name)) * getattr(cell, f"{name}_scale") for name in (("k",) if spec.latent else ("k", "v"))}
+    return attend(Way(), replace(spec, kv_dtype=None), q, SimpleNamespace(group=cell.group, **wide), batch, *rest)
+
+
+def _decoded_in_the_dtype(spec: Attention, q: Array, *rest: Any) -> Array:
+    """Keys and values as matrix units of the queries' dtype want them."""
+    return attend(Way(decoded=lambda array, _: single(array.astype(q.dtype))), spec, q, *rest)
+
+
+def _by_key_alone(spec: Attention, scores: Array, at: Array, seen: Array) -> Array:
+    """Without a sink, what all keys of a query have in common does not matter."""
+    if spec.alibi is None or spec.sinks:
+        return tilt(spec, scores, at, seen)
+    return scores + np.asarray(spec.alibi, np.float32)[:, None, None] * (seen - at[:1]).astype(np.float32)
 
 
 def attention(name: str, why: str, **other: Any) -> Variant:
@@ -89,6 +113,12 @@ ATTENTION = [
     kernel("weights_in_the_dtype", "attention", "matrix units", _weights_in_the_dtype),
     kernel("splits_merged", "attention", "split-K", partial(attend_in_splits, Way(), lambda peaks, peak: np.exp(peaks - peak))),
     kernel("query_by_query", "attention", "batch-invariant, as it says", _query_by_query, batch_invariant=True),
+    attention("alibi_by_key_alone", "a softmax does not see a common term", tilt=_by_key_alone),
+    attention("alibi_in_float64", "another precision",
+              tilt=lambda spec, scores, at, seen: scores if spec.alibi is None
+              else single(scores + np.asarray(spec.alibi)[:, None, None] * (seen - at))),
+    kernel("codes_decoded_in_the_dtype", "attention", "matrix units", _decoded_in_the_dtype),
+    kernel("cell_widened_first", "attention", "another order", _scaled_afterwards),
     kernel("scratch_in_the_null_block", "attention", "block 0 is nobody's", _scratch_in_the_null_block),
 ]
 

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from ...ops import Packed, WriteKV
+from ...ops.attention import coded
 from ...platforms.contract import HostArrays
 from ...platforms.families.numpy import HostState
 from .plant import FAMILIES, MutantPlatform, Run, Variant, kernel, stateful
@@ -33,6 +34,9 @@ class Writer:
     wrap: int = 2**62
     key: Callable[[Array, Array], Array] = lambda k, v: k
     value: Callable[[Array, Array], Array] = lambda k, v: v
+    code: Callable[[Array, str], tuple[Array, Array]] = coded
+    scaled: tuple[str, ...] = ("k_scale", "v_scale")
+    """The scales that are written."""
 
 
 RIGHT = Writer()
@@ -43,7 +47,13 @@ def write(way: Writer, spec: WriteKV, k: Array, v: Array, cell: Any, batch: Any)
     size = cell.k.shape[2]
     slots = np.asarray(way.slots(batch.groups[cell.group], size)).astype(np.int64)
     chosen = way.tokens(slots, np.arange(len(slots)))
-    for target, source in ((cell.k, way.key(k, v)), (cell.v, way.value(k, v))):
+    sources = {"k": way.key(k, v)} if spec.latent else {"k": way.key(k, v), "v": way.value(k, v)}
+    if spec.kv_dtype is not None:
+        parts = {name: way.code(source, spec.kv_dtype) for name, source in sources.items()}
+        sources = {name: codes for name, (codes, _) in parts.items()}
+        sources |= {f"{name}_scale": scale for name, (_, scale) in parts.items() if f"{name}_scale" in way.scaled}
+    for name, source in sources.items():
+        target = getattr(cell, name)
         block, head, token = way.strides(target)
         start = slots[chosen] // size * block + slots[chosen] % size * token
         offsets = start[:, None, None] + np.arange(target.shape[1])[None, :, None] * head + np.arange(target.shape[3])
@@ -52,6 +62,40 @@ def write(way: Writer, spec: WriteKV, k: Array, v: Array, cell: Any, batch: Any)
 
 def writer(name: str, source: str, **wrong: Any) -> Variant:
     return kernel(name, "write_kv", source, partial(write, replace(RIGHT, **wrong)))
+
+
+def _codes(change: Callable[[Array, str], tuple[Array, Array]]) -> Callable[[Array, str], tuple[Array, Array]]:
+    def quietly(x: Array, kv_dtype: str) -> tuple[Array, Array]:
+        with np.errstate(all="ignore"):
+            return change(x, kv_dtype)
+
+    return quietly
+
+
+def _one_scale_for_all_heads(x: Array, kv_dtype: str) -> tuple[Array, Array]:
+    flat, scale = coded(x.reshape(len(x), 1, -1), kv_dtype)
+    return flat.reshape(x.shape), scale.repeat(x.shape[1], axis=1)
+
+
+def _towards_zero(x: Array, kv_dtype: str) -> tuple[Array, Array]:
+    _, scale = coded(x, kv_dtype)
+    if kv_dtype != "int8":
+        return coded(x, kv_dtype)
+    return np.nan_to_num(np.trunc(x.astype(np.float32) / np.where(scale > 0, scale, 1))).astype(np.int8), scale
+
+
+def _to_128(x: Array, kv_dtype: str) -> tuple[Array, Array]:
+    """The whole range of int8, whose lowest code has no counterpart."""
+    if kv_dtype != "int8":
+        return coded(x, kv_dtype)
+    largest = np.abs(x.astype(np.float32)).max(axis=-1, keepdims=True)
+    codes = np.clip(np.rint(x.astype(np.float32) * (np.float32(128) / np.where(largest > 0, largest, 1))), -128, 127)
+    return np.nan_to_num(codes).astype(np.int8), largest / np.float32(128)
+
+
+def _half_scales(x: Array, kv_dtype: str) -> tuple[Array, Array]:
+    codes, scale = coded(x, kv_dtype)
+    return codes, scale.astype(np.float16).astype(np.float32)
 
 
 def _token_major(array: Array) -> tuple[int, int, int]:
@@ -127,6 +171,12 @@ WRITES = [
     writer("subnormals_flushed", OURS, value=lambda k, v: _flushed(v)),
     kernel("slots_from_the_first_row", "write_kv", OURS, _by_position),
     kernel("rest_of_the_block_cleared", "write_kv", "vLLM #50276", _whole_blocks),
+    writer("key_scales_not_written", OURS, scaled=("v_scale",)),
+    writer("value_scales_not_written", OURS, scaled=("k_scale",)),
+    writer("one_scale_for_all_heads", OURS, code=_codes(_one_scale_for_all_heads)),
+    writer("codes_rounded_towards_zero", OURS, code=_codes(_towards_zero)),
+    writer("codes_down_to_minus_128", OURS, code=_codes(_to_128)),
+    writer("scales_in_float16", OURS, code=_codes(_half_scales)),
     stateful("second_call_skips_the_copy", "write_kv", "flash-attention #2886", _skipping),
 ]
 
@@ -143,6 +193,24 @@ class KeysCopied(MutantPlatform):
     def copy_blocks(self, state: HostState, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         array = state.groups[group]["k"]
         array[:, list(targets)] = array[:, list(sources)]
+
+
+class ScalesForgotten(MutantPlatform):
+    """Codes are copied and their scales stay behind."""
+
+    def copy_blocks(self, state: HostState, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        for name, array in state.groups[group].items():
+            if not name.endswith("_scale"):
+                array[:, list(targets)] = array[:, list(sources)]
+
+
+class ScalesOfTheFirstBlock(MutantPlatform):
+    """Blocks are read with the scales of the first one asked for."""
+
+    def read_blocks(self, state: HostState, group: int, blocks: Sequence[int]) -> HostArrays:
+        first = super().read_blocks(state, group, [blocks[0]] * len(blocks))
+        read = super().read_blocks(state, group, blocks)
+        return {name: first[name] if name.endswith("_scale") else array for name, array in read.items()}
 
 
 class CopiedBackwards(MutantPlatform):
@@ -227,6 +295,8 @@ def platform(name: str, source: str, kind: Callable[[], MutantPlatform]) -> Vari
 BLOCKS = [
     platform("only_the_first_layer_copied", OURS, FirstLayerCopied),
     platform("only_keys_copied", OURS, KeysCopied),
+    platform("scales_not_copied", OURS, ScalesForgotten),
+    platform("read_with_the_scales_of_the_first_block", OURS, ScalesOfTheFirstBlock),
     platform("copied_backwards", OURS, CopiedBackwards),
     platform("order_lost_in_reading", OURS, ReadInOrder),
     platform("tokens_before_heads_in_reading", OURS, ReadTokenMajor),

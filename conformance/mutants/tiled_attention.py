@@ -51,6 +51,16 @@ def same(array: Array) -> Array:
     return array
 
 
+def scales(array: Array, load: Callable[[Array, Array, Array], Array], table: Array, seen: Array) -> Array:
+    """[kv_heads, keys, 1] of the keys or values at positions `seen`."""
+    return load(array, table, seen)
+
+
+def tilt(spec: Attention, scores: Array, at: Array, seen: Array) -> Array:
+    """ALiBi: scores [heads, queries, keys], at [queries, 1], seen [1, keys]."""
+    return scores if spec.alibi is None else scores + np.asarray(spec.alibi, np.float32)[:, None, None] * (seen - at).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Way:
     """Each decision of the kernel; the defaults are right."""
@@ -60,10 +70,18 @@ class Way:
     row_table: Callable[[Array, int], Array] = lambda table, row: table[row]
     load: Callable[[Array, Array, Array], Array] = page
     load_values: Callable[[Array, Array, Array], Array] | None = None
+    widened: Callable[[Array], Array] = lambda codes: codes.astype(np.float32)
+    key_scales: Callable[..., Array] = scales
+    value_scales: Callable[..., Array] = scales
+    """(the cell's scales, load, table, seen) -> [kv_heads, keys, 1]."""
+    decoded: Callable[[Array, Attention], Array] = lambda array, spec: array
+    """Rounding of keys and values once they are multiplied by their scales."""
+    latent_values: Callable[[Attention, Array], Array] = lambda spec, keys: keys[..., : spec.value_dim]
     positions: Callable[[int, int], Array] = positions
     span: Callable[[Attention, Array, int], tuple[int, int]] = span
     visible: Callable[[Attention, Array, Array], Array] = visible
     score: Callable[[Attention, Array], Array] = score
+    tilt: Callable[[Attention, Array, Array, Array], Array] = tilt
     kv_head: Callable[[Attention], Array] = kv_head
     hide: Callable[[Array, Array], Array] = hide
     clean: bool = True
@@ -117,9 +135,9 @@ def row_sums(way: Way, spec: Attention, q: Array, cell: Any, table: Array, lengt
     for tile in tiles:
         seen = np.arange(tile, tile + way.keys)
         mask = way.visible(spec, at[:, None], seen[None, :])
-        k, v = (way.wide(load(part, table, seen))[heads] for load, part in ((way.load, cell.k), (way.load_values or way.load, cell.v)))
+        k, v = (part[heads] for part in keys_and_values(way, spec, cell, table, seen))
         v = np.where(np.asarray(mask.any(axis=0))[None, :, None], v, np.float32(0)) if way.clean else v
-        scores = way.score(spec, turned @ k.transpose(0, 2, 1))
+        scores = way.tilt(spec, way.score(spec, turned @ k.transpose(0, 2, 1)), at[:, None], seen[None, :])
         hidden = way.hide(scores, mask)
         above = np.maximum(peak, way.peak_of(scores, hidden))
         base = np.where(np.isinf(above), np.float32(0), above) if way.guarded else above
@@ -128,6 +146,18 @@ def row_sums(way: Way, spec: Attention, q: Array, cell: Any, table: Array, lengt
         mixed = way.mixed(mixed * way.fix_mixed(fix)[..., None] + way.weights(weights) @ v)
         peak = above
     return peak, total, mixed, len(tiles)
+
+
+def keys_and_values(way: Way, spec: Attention, cell: Any, table: Array, seen: Array) -> tuple[Array, Array]:
+    """[kv_heads, keys, dim] each, in float32."""
+    def loaded(name: str, load: Callable[[Array, Array, Array], Array], scale: Callable[..., Array]) -> Array:
+        held = load(getattr(cell, name), table, seen)
+        if spec.kv_dtype is None:
+            return way.wide(held)
+        return way.decoded(way.widened(held) * scale(getattr(cell, f"{name}_scale"), load, table, seen), spec)
+
+    keys = loaded("k", way.load, way.key_scales)
+    return keys, way.latent_values(spec, keys) if spec.latent else loaded("v", way.load_values or way.load, way.value_scales)
 
 
 def finish(way: Way, spec: Attention, peak: Array, total: Array, mixed: Array, tiles: int, sinks: Sequence[Array] | None) -> Array:

@@ -44,7 +44,7 @@ class Manifest:
 
     model: the fingerprint of weights and config. tokens, positions [tokens]: what was computed, and where it stood.
     rope: the keys are rotated already. salt: `Salt.digest()` of adapter, media and tenant. block_tokens: of the exporter.
-    scales: for a quantized array, the name of the array with its scales, which broadcasts against it; else None.
+    scales: for an array of codes, the name of the array with its scales, which broadcasts against it; None: nothing is quantized.
     arrays: filled in by `pack`. parent: the prefix key of all tokens before positions[0], which the arrays depend on too.
     """
 
@@ -149,7 +149,7 @@ def _check_manifest(manifest: Manifest) -> None:
         if len(form.shape) != 4 or not all(isinstance(size, int) and size >= 0 for size in form.shape):
             raise ExchangeError(f"array {form.name!r} must be [layers, kv_heads, tokens, dim]; found {list(form.shape)}. "
                                 "Transpose it.")
-        if form.name not in (manifest.scales or {}).values() and form.shape[2] != len(manifest.tokens):
+        if form.shape[2] != len(manifest.tokens):
             raise ExchangeError(f"array {form.name!r} holds {form.shape[2]} tokens; the manifest lists {len(manifest.tokens)}. "
                                 "Cut the array or the list.")
 
@@ -160,7 +160,7 @@ def _check_expected(manifest: Manifest, model: str, group: StateGroup, salt: str
                               ("salt", manifest.salt, salt)):
         if found != ours:
             raise ExchangeError(f"the blocks are of {what} {found!r}; this side has {ours!r}. Import them where they fit.")
-    forms = {form.name: form for form in manifest.arrays if form.name not in (manifest.scales or {}).values()}
+    forms = {form.name: form for form in manifest.arrays}
     if set(forms) != set(group.arrays):
         raise ExchangeError(f"group {group.name!r} has arrays {sorted(group.arrays)}; found {sorted(forms)}. "
                             "Export them with the same model code.")

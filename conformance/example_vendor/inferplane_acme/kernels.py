@@ -29,7 +29,7 @@ def own_kernels() -> Sequence[Kernel]:
         Kernel("rms_norm", "acme.rms_norm", _float32, _rms_norm),
         Kernel("rope", "acme.rope", _halves, _rope),
         Kernel("linear", "acme.linear", _plain_linear, _linear, prepare=_transposed),
-        Kernel("write_kv", "acme.write_kv", _float32, _write_kv, batch_invariant=True),
+        Kernel("write_kv", "acme.write_kv", _plain_cell, _write_kv, batch_invariant=True),
         Kernel("attention", "acme.attention", _plain_attention, _attention),
     ]
 
@@ -54,10 +54,16 @@ def _plain_linear(spec: Any) -> Support:
     return _float32(spec) or ("has no collectives, and cannot sum over a sharded input" if spec.reduce else None)
 
 
-def _plain_attention(spec: Any) -> Support:
-    if spec.softcap is not None or spec.sinks:
-        return "has neither soft caps nor sinks"
+def _plain_cell(spec: Any) -> Support:
+    if spec.kv_dtype is not None or spec.latent:
+        return "keeps keys and values as they are, neither as codes nor latent"
     return _float32(spec)
+
+
+def _plain_attention(spec: Any) -> Support:
+    if spec.softcap is not None or spec.sinks or spec.alibi is not None:
+        return "has neither soft caps nor sinks nor ALiBi"
+    return _plain_cell(spec)
 
 
 def _embedding(spec: Spec, tokens: Array, weight: tuple[Array, ...]) -> Array:
