@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..ops import Packed, Spec, StateGroup, unpack
+from ..ops import Packed, Quantized, Spec, StateGroup, unpack
 
 Array = np.ndarray[Any, Any]
 
@@ -62,7 +62,7 @@ class Problem:
 
     spec: Spec
     arguments: tuple[Any, ...]
-    weight: tuple[Array, ...] = ()
+    weight: tuple[Array | Quantized, ...] = ()
     packed: Packed | None = None
     paged: Paged | None = None
     last_token: Array | None = None
@@ -134,3 +134,10 @@ def _poison(like: Array, value: float | None, random: np.random.Generator) -> Ar
 def elsewhere(array: Array) -> Array:
     """Other numbers, as valid as these: the same ones at other places."""
     return np.roll(array[::-1], 1, axis=-1) if array.ndim else array
+
+
+def other_weight(part: Array | Quantized) -> Any:
+    """Another weight of the same shape; of a quantized one, with other codes, scales and zero points."""
+    if not isinstance(part, Quantized):
+        return elsewhere(part)
+    return Quantized(elsewhere(part.codes), elsewhere(part.scales) * 2, None if part.zeros is None else elsewhere(part.zeros))

@@ -15,7 +15,7 @@ from ..platforms import registry
 from ..platforms.contract import Options, Platform
 from .case import Failed, Unsupported
 from .oracle import Oracle
-from .problem import Array, Given, Paged, Problem, elsewhere
+from .problem import Array, Given, Paged, Problem, elsewhere, other_weight
 
 IDLE = BatchShape(tokens=1, rows=1, samples=1, blocks=(1,), longest_query=1)
 NO_GROUP = StateGroup("none", (0,), {"k": StateArray(1, 1, "float32"), "v": StateArray(1, 1, "float32")})
@@ -88,7 +88,7 @@ class Rig:
         step calls the kernel again, with the other weights and other arrays, before its first results are taken.
         """
         spec = local_spec(problem.spec, Mesh.single())
-        others = self.prepare(kernel, replace(problem, weight=tuple(map(elsewhere, problem.weight)))) if problem.weight else ()
+        others = self.prepare(kernel, replace(problem, weight=tuple(map(other_weight, problem.weight)))) if problem.weight else ()
         weight = self.prepare(kernel, problem) if problem.weight else ()
         packed = problem.packed or _idle()
 

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import SpecError
-from .quantize import Scheme, dequantized, requantized
+from .quantize import Quantized, Scheme, dequantized, requantized, undecided
 from .spec import Abstract, Dim, Spec, expect, spec, wide
 from .tolerance import Tolerance, elementwise
 from .weights import Tensor, Weight
 
-CODE_STEP = {"int8": 1 / 127, "float8_e4m3fn": 1 / 16}
-"""How far two neighbouring codes are apart, against the largest."""
-FLIPPED_CODES = 8
+SCALING = 8
+"""Float32 roundings of a quantized linear besides its sum: of scales, codes and zero points."""
 
 
 @spec
@@ -37,9 +36,7 @@ class Linear(Spec):
 
     @property
     def tolerance(self) -> Tolerance:  # type: ignore[override]
-        """The sums, and for activations that are quantized a few codes on the other side of a tie."""
-        step = 0 if self.scheme is None or self.scheme.activation is None else CODE_STEP[self.scheme.activation]
-        return elementwise(depth=self.input.size + int(FLIPPED_CODES * step * 2**24 / self.input.size))
+        return elementwise(depth=self.input.size + (SCALING if self.scheme else 0))
 
     def validate(self) -> None:
         if not self.outputs:
@@ -59,9 +56,13 @@ class Linear(Spec):
         return tuple(made) if len(made) > 1 else made[0]
 
     def magnitude(self, x: Any, weight: Sequence[Any], batch: Any) -> Any:
+        """With activations that are quantized, also what codes near a tie may change, as if it were roundings."""
         count = len(self.outputs)
-        x, tensors = np.abs(requantized(x, self.scheme)), [np.abs(dequantized(tensor, self.scheme)) for tensor in weight[:count]]
-        return replace(self, scheme=None).reference(x, [*tensors, *(np.abs(wide(bias)) for bias in weight[count:])], batch)
+        tensors = [_magnitudes(tensor, self.scheme) for tensor in weight[:count]]
+        sizes = np.abs(requantized(x, self.scheme))
+        if self.scheme and self.scheme.activation:
+            sizes += undecided(x, self.scheme) * (2.0**24 / self.tolerance.depth)
+        return replace(self, scheme=None).reference(sizes, [*tensors, *(np.abs(wide(bias)) for bias in weight[count:])], batch)
 
     def weight(self, *names: str, bias: str = ".bias", suffix: str = ".weight") -> Weight:
         """The checkpoint tensors of this linear: a module name per output."""
@@ -71,3 +72,11 @@ class Linear(Spec):
         tensors = tuple(Tensor(name + suffix, (out.size, self.input.size), (out.axis, self.input.axis)) for name, out in pairs)
         biases = tuple(Tensor(name + bias, (out.size,), (out.axis,)) for name, out in pairs) if self.bias else ()
         return Weight(tensors, biases)
+
+
+def _magnitudes(tensor: Any, scheme: Scheme | None) -> Any:
+    """Of the weight, where zero points count by themselves: a kernel may multiply by them apart from the codes."""
+    if isinstance(tensor, Quantized):
+        codes, scales = np.abs(wide(tensor.codes)), np.abs(wide(tensor.scales))
+        tensor = Quantized(codes, scales, None if tensor.zeros is None else -np.abs(wide(tensor.zeros)))
+    return np.abs(dequantized(tensor, scheme))

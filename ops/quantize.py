@@ -16,6 +16,8 @@ CODES = {"int8": (-128, 127), "int4": (-8, 7), "float8_e4m3fn": (-448, 448)}
 """Dtypes of codes: the smallest and the largest. An int4 code lies in an int8 of its own until a kernel packs it."""
 ACTIVATIONS = {"int8": 127, "float8_e4m3fn": 448}
 """Dtypes of quantized activations, and the code of a group's largest magnitude."""
+OPEN = 2.0**-21
+"""What float32 may lose on the way to a code, of the value: four roundings on either side."""
 SCALES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -119,6 +121,12 @@ def quantized_rows(x: Any, scheme: Scheme) -> tuple[Array, Array]:
     In float32, each operation rounded once: scale = largest magnitude / limit, code = x * (limit / largest magnitude),
     to the nearest, ties to even. A group of zeros has the scale 0; one with an infinity or NaN has the scale NaN.
     """
+    values, scales = _on_codes(x, scheme)
+    return _nearest(values, scheme), scales
+
+
+def _on_codes(x: Any, scheme: Scheme) -> tuple[Array, Array]:
+    """(x in units of its codes [tokens, inputs], scales [tokens, groups]), float32."""
     assert scheme.activation is not None
     limit, group = np.float32(ACTIVATIONS[scheme.activation]), scheme.activation_group or max(1, x.shape[-1])
     x = np.asarray(x, np.float32)
@@ -127,10 +135,14 @@ def quantized_rows(x: Any, scheme: Scheme) -> tuple[Array, Array]:
         largest = np.maximum.reduceat(np.abs(x), starts, axis=-1) if x.size else np.zeros((len(x), len(starts)), np.float32)
         scales = np.where(np.isfinite(largest), largest / limit, np.float32(np.nan))
         inverse = np.where((largest > 0) & np.isfinite(limit / largest), limit / largest, np.float32(0))
-        codes = x * np.repeat(inverse, group, axis=-1)[:, : x.shape[-1]]
+        return x * np.repeat(inverse, group, axis=-1)[:, : x.shape[-1]], scales
+
+
+def _nearest(values: Array, scheme: Scheme) -> Array:
+    with np.errstate(all="ignore"):
         if scheme.activation == "int8":
-            return np.nan_to_num(np.rint(codes)).astype(np.int8), scales
-        return codes.astype(ml_dtypes.float8_e4m3fn), scales
+            return np.nan_to_num(np.rint(values)).astype(np.int8)
+        return values.astype(ml_dtypes.float8_e4m3fn)
 
 
 def requantized(x: Any, scheme: Scheme | None) -> Array:
@@ -138,8 +150,22 @@ def requantized(x: Any, scheme: Scheme | None) -> Array:
     if scheme is None or scheme.activation is None:
         return np.asarray(x, np.float64)
     codes, scales = quantized_rows(x, scheme)
-    group = scheme.activation_group or max(1, codes.shape[-1])
-    return codes.astype(np.float64) * np.repeat(scales.astype(np.float64), group, axis=-1)[:, : codes.shape[-1]]
+    return codes.astype(np.float64) * _per_value(scales, scheme, codes.shape[-1])
+
+
+def undecided(x: Any, scheme: Scheme) -> Array:
+    """How far each x [tokens, inputs] may move, in float64: the step between the codes beside a tie that float32 leaves open, or 0.
+
+    A division that is rounded elsewhere, or done as a product with a reciprocal, shifts a value by less than `OPEN` of it.
+    """
+    values, scales = _on_codes(x, scheme)
+    near = (_nearest(values * np.float32(1 + sign * OPEN), scheme).astype(np.float64) for sign in (-1, 1))
+    return np.abs(np.subtract(*near)) * _per_value(scales, scheme, values.shape[-1])
+
+
+def _per_value(scales: Array, scheme: Scheme, inputs: int) -> Array:
+    """Scales of activations [tokens, groups] -> [tokens, inputs] in float64."""
+    return np.repeat(scales.astype(np.float64), scheme.activation_group or max(1, inputs), axis=-1)[:, :inputs]
 
 
 def quantize(weight: Any, scheme: Scheme) -> Quantized:

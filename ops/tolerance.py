@@ -53,7 +53,8 @@ def exact(actual: Array, expected: Array) -> str | None:
 def within(actual: Array, expected: Array, *, depth: int, halves: int = 1, magnitude: Array | None = None) -> str | None:
     """None, or the worst element outside `halves` half ulps of `actual.dtype` plus `depth` float32 roundings of `magnitude`.
 
-    `expected` is float64; `magnitude` (default: |expected|) is the sum of the absolute values that were added up.
+    What is rounded lies up to those roundings away, where the dtype may be coarser. `expected` is float64; `magnitude` (default:
+    |expected|) is the sum of the absolute values that were added up.
     """
     if actual.shape != expected.shape:
         return f"has shape {list(actual.shape)}, expected {list(expected.shape)}"
@@ -62,7 +63,8 @@ def within(actual: Array, expected: Array, *, depth: int, halves: int = 1, magni
     with np.errstate(over="ignore"):
         rounded = expected.astype(actual.dtype).astype(np.float64)
     expected = np.where(np.isinf(rounded), rounded, expected)
-    bound = halves * half_ulp(expected, actual.dtype) + depth * 2.0**-24 * scale + FLUSHED
+    before = depth * 2.0**-24 * scale + FLUSHED
+    bound = halves * half_ulp(np.abs(expected) + before, actual.dtype) + before
     with np.errstate(invalid="ignore"):
         share = np.abs(found - expected) / np.maximum(bound, 1e-300)
     wrong = np.where(np.isfinite(expected), share, np.where(_alike(found, expected), 0.0, np.inf))

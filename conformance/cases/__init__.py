@@ -18,6 +18,7 @@ from . import (
     lookup,
     norm,
     prefixes,
+    quantized,
     roofline,
     rope,
     sample,
@@ -28,7 +29,8 @@ from . import (
 FAMILIES: dict[str, Family] = {
     family.name: family
     for module in (
-        contract, steps, lookup, elementwise, norm, rope, linear, experts, sample, state, attention, far, graph, engine, prefixes, roofline,
+        contract, steps, lookup, elementwise, norm, rope, linear, quantized, experts, sample, state, attention, far, graph, engine,
+        prefixes, roofline,
     )
     for family in module.FAMILIES
 }

@@ -47,7 +47,8 @@ FAMILIES = {
     "add": ("elementwise.add",), "multiply": ("elementwise.multiply",), "scale": ("elementwise.scale",),
     "activation": ("activation.plain",), "gated_activation": ("activation.gated",),
     "rms_norm": ("norm.rms",), "layer_norm": ("norm.layer",), "add_rms_norm": ("norm.add_rms",),
-    "rope": ("rope.",), "linear": ("linear.",), "router": ("experts.router",), "moe": ("experts.moe",),
+    "rope": ("rope.",), "linear": ("linear.plain",),
+    "quantized": ("linear.int8", "linear.int4", "linear.fp8"), "router": ("experts.router",), "moe": ("experts.moe",),
     "sample": ("sample.",), "write_kv": ("kv.write",), "blocks": ("kv.", "contract."), "attention": ("attention.",),
 }
 """The families of cases of each op."""
