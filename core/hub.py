@@ -73,5 +73,7 @@ def _download(name: str, revision: str | None) -> Path:
     except (hub.HfHubHTTPError, OSError) as error:
         raise ModelNotFound(f"{at} could not be fetched: {error}. Remedy: try again, or give a folder with the model.") from error
     if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{at} has no *.safetensors. Remedy: name a repository that has them; of GGUF, download one file and give its path.")
+        raise CheckpointError(
+            f"{at} has no *.safetensors. Remedy: name a repository that has them; of GGUF, download one file and give its path."
+        )
     return folder

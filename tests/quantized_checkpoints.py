@@ -198,6 +198,8 @@ def _text(text: str) -> bytes:
 def _pair(key: str, value: Any) -> bytes:
     if isinstance(value, str):
         return _text(key) + struct.pack("<I", 8) + _text(value)
+    if isinstance(value, list) and isinstance(value[0], int):
+        return _text(key) + struct.pack(f"<IIQ{len(value)}i", 9, 5, len(value), *value)
     if isinstance(value, list):
         return _text(key) + struct.pack("<IIQ", 9, 8, len(value)) + b"".join(_text(item) for item in value)
     return _text(key) + (struct.pack("<If", 6, value) if isinstance(value, float) else struct.pack("<II", 4, value))

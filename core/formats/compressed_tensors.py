@@ -78,9 +78,13 @@ class CompressedTensors(Format):
         }.get(said.get("strategy") or default)
         if weight is None or not shared or (said.get("strategy") == "group" and not size) or said.get("dynamic"):
             told = {key: said.get(key) for key in ("type", "num_bits", "strategy", "group_size", "dynamic")}
-            raise self.error(f"the weights of {name!r} are {told}", "use int of 4 or 8 bits or float of 8, by tensor, channel, group or block")
+            raise self.error(
+                f"the weights of {name!r} are {told}", "use int of 4 or 8 bits or float of 8, by tensor, channel, group or block",
+            )
         zeros = said.get("symmetric", True) is False
-        return Scheme(weight, *shared, zeros=zeros, activation=activation, activation_group=activation_group)
+        return Scheme(
+            weight, group=shared[0], rows=shared[1], zeros=zeros, activation=activation, activation_group=activation_group,
+        )
 
     def _activation(self, name: str, said: Mapping[str, Any] | None) -> tuple[str | None, int | None]:
         if not said:
@@ -103,7 +107,7 @@ class CompressedTensors(Format):
 
     def scheme(self, module: str) -> Scheme | None:
         group = self._group(module)
-        return group and replace(group.scheme, scales=self.scales_dtype(f"{module}.weight_scale"))
+        return None if group is None else replace(group.scheme, scales=self.scales_dtype(f"{module}.weight_scale"))
 
     def stored(self, module: str, shape: tuple[int, int]) -> Mapping[str, Stored]:
         group = self._group(module)

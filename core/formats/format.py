@@ -52,8 +52,12 @@ class Format(ABC):
         return self.files[name].tensor(name)
 
     def scales_dtype(self, name: str) -> str:
-        """The name of a tensor's dtype; float32 for one that is not there, which `Checkpoint.check` will say."""
-        dtype = self.files[name].entries[name].dtype.name if name in self.files else "float32"
+        """The name of a tensor's dtype. Raises `CheckpointError` for one that is not there, or that holds no scales."""
+        if name not in self.files:
+            raise CheckpointError(
+                f"the checkpoint lacks {name}, and config.json quantizes it. Remedy: fetch it again, or correct config.json."
+            )
+        dtype = self.files[name].entries[name].dtype.name
         if dtype not in SCALES:
             raise CheckpointError(f"{name} is stored as {dtype}. Remedy: use a checkpoint with scales in {', '.join(SCALES)}.")
         return str(dtype)

@@ -17,7 +17,8 @@ from .gguf_file import GgufFile
 from .packing import centred
 
 SCHEMES = {
-    "Q8_0": Scheme("int8", group=32, scales="float16"), "Q4_0": Scheme("int4", group=32, scales="float16"), "Q6_K": Scheme("int8", group=16),
+    "Q8_0": Scheme("int8", group=32, scales="float16"), "Q4_0": Scheme("int4", group=32, scales="float16"),
+    "Q6_K": Scheme("int8", group=16),
 }
 FAMILIES = ("llama", "qwen2", "qwen3")
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

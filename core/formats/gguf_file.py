@@ -71,7 +71,7 @@ class GgufFile:
         size = path.stat().st_size
         data = np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
         try:
-            metadata, infos, start = _Reader(path, memoryview(data)).header()
+            metadata, infos, start = _Reader(path, memoryview(data.view(np.ndarray))).header()
         except (struct.error, UnicodeDecodeError, IndexError):
             raise _error(path, f"ends within its header, or is damaged there ({size} bytes)", AGAIN) from None
         _refuse_kinds(path, infos)
