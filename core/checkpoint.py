@@ -1,4 +1,4 @@
-"""A model's folder: its config, its generation defaults, and its tensors, checked before anything is loaded."""
+"""A model's folder or .gguf file: its config, its generation defaults, and its tensors, checked before anything is loaded."""
 from __future__ import annotations
 
 import hashlib
@@ -13,7 +13,11 @@ import numpy as np
 
 from ..errors import CheckpointError, ModelNotFound
 from ..model_zoo.base import UNQUANTIZED, Precision
-from ..ops import FLOATS, WeightTable
+from ..ops import FLOATS, Quantized, Scheme, Tensor, WeightTable
+from .formats import format_of
+from .formats.format import Format, Stored
+from .formats.gguf import Gguf, config_of
+from .formats.gguf_file import GgufFile
 from .safetensors_file import SafetensorsFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -33,27 +37,44 @@ class Generation:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened folder. Tensors are memory-mapped: nothing is read until it is asked for."""
+    """An opened folder or file. Tensors are memory-mapped: nothing is read until it is asked for."""
 
     folder: Path
     config: Mapping[str, Any]
     generation: Generation
-    files: Mapping[str, SafetensorsFile]
+    files: Mapping[str, SafetensorsFile | GgufFile]
     """tensor name -> the file that holds it."""
+    format: Format | None = None
+    """How its quantized linears are stored; None: it has none."""
 
     @classmethod
-    def open(cls, folder: str | Path) -> Checkpoint:
-        """Raises `ModelNotFound` without such a folder, `CheckpointError` for a damaged or incomplete one."""
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise ModelNotFound(f"no folder {folder}; give a folder with config.json and *.safetensors")
-        if not (folder / "config.json").is_file():
+    def open(cls, path: str | Path) -> Checkpoint:
+        """A folder, or a .gguf file with what lies beside it.
+
+        Raises `ModelNotFound` without such a path, `CheckpointError` for a damaged or incomplete checkpoint.
+        """
+        path = Path(path)
+        if path.is_file() and path.suffix == ".gguf":
+            return cls._open_gguf(path.parent, path)
+        if not path.is_dir():
+            raise ModelNotFound(f"no folder {path}; give a folder with config.json and *.safetensors, or a .gguf file")
+        if single := _single_gguf(path):
+            return cls._open_gguf(path, single)
+        if not (path / "config.json").is_file():
             raise CheckpointError(
-                f"{folder} has no config.json; found: {_contents(folder)}. "
+                f"{path} has no config.json; found: {_contents(path)}. "
                 "Remedy: give the folder that config.json lies in."
             )
-        config = read_json(folder / "config.json")
-        return cls(folder, config, _generation(folder, config), _files(folder))
+        config, files = read_json(path / "config.json"), _files(path)
+        return cls(path, config, _generation(path, config), files, format_of(config, files))
+
+    @classmethod
+    def _open_gguf(cls, folder: Path, path: Path) -> Checkpoint:
+        """config.json beside the file goes before its metadata; what that says of quantization is another file's."""
+        file = GgufFile.open(path)
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else config_of(file)
+        config.pop("quantization_config", None)
+        return cls(folder, config, _generation(folder, config), dict.fromkeys(file.entries, file), Gguf(file))
 
     @property
     def model_type(self) -> str:
@@ -62,10 +83,18 @@ class Checkpoint:
     @property
     def precision(self) -> Precision:
         """How its linears are quantized."""
-        return UNQUANTIZED
+        return Precision(self._scheme) if self.format else UNQUANTIZED
 
-    def tensor(self, name: str) -> np.ndarray[Any, Any]:
-        """A read-only view in the stored dtype (bfloat16 is ml_dtypes')."""
+    def _scheme(self, module: str) -> Scheme | None:
+        """A tied head is stored as the embedding is."""
+        assert self.format is not None
+        tied = module == "lm_head" and self.config.get("tie_word_embeddings")
+        return self.format.scheme("model.embed_tokens" if tied else module)
+
+    def tensor(self, name: str) -> np.ndarray[Any, Any] | Quantized:
+        """A read-only view in the stored dtype (bfloat16 is ml_dtypes'), or the codes of a quantized weight."""
+        if self.format and (module := _module(name)) and self.format.scheme(module):
+            return self.format.weight(module)
         if name not in self.files:
             raise CheckpointError(f"{self.folder} has no tensor {name!r}. Remedy: fetch the checkpoint again.")
         return self.files[name].tensor(name)
@@ -76,9 +105,9 @@ class Checkpoint:
 
     def check(self, weights: WeightTable) -> None:
         """Raise `CheckpointError` unless every tensor of the table is here in its shape, and no other."""
-        needed = weights.tensors()
-        missing = [name for name in needed if name not in self.files]
-        extra = [name for name in self.files if name not in needed and not name.endswith(weights.ignored)]
+        needed = {name: stored for tensor in weights.tensors().values() for name, stored in self._stored(tensor).items()}
+        missing = [name for name, stored in needed.items() if name not in self.files and not stored.optional]
+        extra = [name for name in self.files if name not in needed and not name.endswith(weights.ignored) and not self._idle(name)]
         if missing:
             raise CheckpointError(f"{self.folder} lacks {_few(missing)}{_naming(missing, extra)}. Remedy: {_remedy(missing)}.")
         if extra:
@@ -86,21 +115,14 @@ class Checkpoint:
                 f"{self.folder} has {_few(extra)}, for which a {self.model_type!r} model with this config.json has no use. "
                 "Remedy: correct config.json (biases, layers, model_type), or fetch the matching checkpoint."
             )
-        for name, tensor in needed.items():
-            entry = self.files[name].entries[name]
-            if entry.shape != tensor.shape:
-                raise CheckpointError(
-                    f"{name} has shape {list(entry.shape)}, and config.json asks for {list(tensor.shape)}. "
-                    "Remedy: use the config.json that belongs to these weights."
-                )
-            if entry.dtype.name not in FLOATS:
-                raise CheckpointError(f"{name} is stored as {entry.dtype.name}. Remedy: use a checkpoint in {', '.join(FLOATS)}.")
+        for name in needed.keys() & self.files.keys():
+            _check_entry(name, self.files[name].entries[name], needed[name])
         self._check_tied()
 
     def check_finite(self) -> None:
         """Raise `CheckpointError` for a NaN or an infinity. Reads every byte of the weights."""
         for name in self.files:
-            tensor = self.tensor(name)
+            tensor = self.files[name].tensor(name)
             wrong = 0 if tensor.dtype.name not in FLOATS else tensor.size - int(np.isfinite(tensor).sum())
             if wrong:
                 raise CheckpointError(f"{name} has {wrong} values that are NaN or infinite. Remedy: fetch the checkpoint again.")
@@ -118,6 +140,16 @@ class Checkpoint:
                 digest.update(data[start : start + SAMPLE_BYTES].tobytes())
             self.release(name)
         return digest.hexdigest()
+
+    def _stored(self, tensor: Tensor) -> Mapping[str, Stored]:
+        """The tensors of the file that a tensor of the model is made of."""
+        module = _module(tensor.name)
+        if self.format and module and len(tensor.shape) == 2 and self.format.scheme(module):
+            return self.format.stored(module, tensor.shape)
+        return {tensor.name: Stored((tensor.shape,), FLOATS)}
+
+    def _idle(self, name: str) -> bool:
+        return self.format is not None and self.format.idle(name)
 
     def _check_tied(self) -> None:
         """Old checkpoints may store a tied head twice; one that differs from the embedding is not tied at all."""
@@ -143,6 +175,32 @@ def read_json(path: Path) -> dict[str, Any]:
             "Remedy: fetch the file again."
         )
     return value
+
+
+def _module(name: str) -> str:
+    """The module whose weight a tensor is; nothing for a bias."""
+    return name.removesuffix(".weight") if name.endswith(".weight") else ""
+
+
+def _check_entry(name: str, found: Any, stored: Stored) -> None:
+    if found.shape not in stored.shapes:
+        raise CheckpointError(
+            f"{name} has shape {list(found.shape)}, and config.json asks for {' or '.join(str(list(shape)) for shape in stored.shapes)}. "
+            "Remedy: use the config.json that belongs to these weights."
+        )
+    if found.dtype.name not in stored.dtypes:
+        raise CheckpointError(f"{name} is stored as {found.dtype.name}. Remedy: use a checkpoint in {', '.join(stored.dtypes)}.")
+
+
+def _single_gguf(folder: Path) -> Path | None:
+    """The .gguf file of a folder without safetensors. Raises `CheckpointError` for several."""
+    found = sorted(folder.glob("*.gguf"))
+    if not found or any(folder.glob("*.safetensors")):
+        return None
+    if len(found) > 1:
+        names = [path.name for path in found]
+        raise CheckpointError(f"{folder} has {len(found)} GGUF files: {_few(names)}. Remedy: give one of them (split files are not read).")
+    return found[0]
 
 
 def _files(folder: Path) -> dict[str, SafetensorsFile]:

@@ -16,7 +16,7 @@ UNWANTED = ["*/*", "consolidated*"]
 
 
 def locate(model: str | Path | None = None, revision: str | None = None) -> Path:
-    """The folder of a model, downloaded where it has to be. None and "tiny" mean the embedded default.
+    """The folder of a model (or its .gguf file), downloaded where it has to be. None and "tiny" mean the embedded default.
 
     Raises `ModelNotFound` where there is no such folder or name, or the hub cannot be reached or refuses;
     `CheckpointError` for a repository without safetensors; `ConfigError` for a revision of a folder.
@@ -31,8 +31,10 @@ def locate(model: str | Path | None = None, revision: str | None = None) -> Path
         if revision is not None:
             raise ConfigError(f"revision {revision!r} was asked for, and {name} is a folder. Remedy: leave the revision out.")
         return path.resolve()
+    if path.suffix == ".gguf" and path.is_file():
+        return path.resolve()
     if path.exists():
-        raise ModelNotFound(f"{name} is a file. Remedy: give the folder that holds config.json and *.safetensors.")
+        raise ModelNotFound(f"{name} is a file. Remedy: give the folder that holds config.json and *.safetensors, or a .gguf file.")
     if name.startswith((".", "~", "/")) or "\\" in name or name.count("/") != 1:
         raise ModelNotFound(f"no folder {name!r}. Remedy: give an existing folder, a hub name such as org/name, or tiny.")
     return _download(name, revision)
@@ -71,5 +73,7 @@ def _download(name: str, revision: str | None) -> Path:
     except (hub.HfHubHTTPError, OSError) as error:
         raise ModelNotFound(f"{at} could not be fetched: {error}. Remedy: try again, or give a folder with the model.") from error
     if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{at} has no *.safetensors. Remedy: name a repository that has them; other formats are not read.")
+        raise CheckpointError(
+            f"{at} has no *.safetensors. Remedy: name a repository that has them; of GGUF, download one file and give its path."
+        )
     return folder

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..model_zoo.base import Model, Precision
 from ..ops import DTYPES, KernelPack, Quantized, Scheme, Tensor, WeightTable
-from ..ops.quantize import quantize
+from ..ops.quantize import quantize, restored
 from ..platforms.contract import Platform
 from .graph import Graph, Weights
 from .localize import Mesh, local_tensor
@@ -178,17 +178,20 @@ class _Preparer:
         dtype = DTYPES[getattr(choice.spec, "dtype", "float32")]
         host: list[Any] = [local_tensor(self.source.tensor(part.name), part, self.mesh) for part in parts]
         scheme = getattr(choice.spec, "scheme", None)
-        ready = [self._stored(part, dtype, scheme) for part in host]
+        ready = [self._stored(part, tensor.name, dtype, scheme) for part, tensor in zip(host, parts, strict=True)]
         if choice.kernel and choice.kernel.prepare:
             return choice.kernel.prepare(choice.local, ready)
         return tuple(self.platform.put(array) for array in ready)
 
-    @staticmethod
-    def _stored(part: Any, dtype: Any, scheme: Scheme | None) -> Any:
-        """As the kernel takes it: in its dtype, or, of a quantized linear, as codes; biases stay floats."""
-        if isinstance(part, Quantized):
+    def _stored(self, part: Any, name: str, dtype: Any, scheme: Scheme | None) -> Any:
+        """As the kernel takes it: in its dtype, or, of a quantized linear, as codes; biases and embeddings stay floats."""
+        if not isinstance(part, Quantized):
+            return quantize(part, scheme) if scheme and part.ndim == 2 else part.astype(dtype, copy=False)
+        if scheme:
             return part
-        return quantize(part, scheme) if scheme and part.ndim == 2 else part.astype(dtype, copy=False)
+        stored = self.source.precision.scheme(name.removesuffix(".weight"))
+        assert stored is not None, "a source that gives codes says their scheme"
+        return restored(part, stored, dtype)
 
     def placed_twice(self) -> tuple[str, ...]:
         seen: dict[str, int] = {}

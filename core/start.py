@@ -16,6 +16,8 @@ from .checkpoint import Checkpoint
 from .config import KV_DTYPES, CacheConfig, EngineConfig
 from .engine import Engine
 from .env import Environment
+from .formats.gguf import Gguf
+from .formats.gguf_words import template_of, tokenizer_of
 from .hub import locate
 from .kv.layout import Layout, Shape, layout_for_bytes, layout_for_tokens
 from .loader import Loaded, LoadOptions, Progress, Source, load
@@ -80,8 +82,7 @@ def start(config: EngineConfig, *, source: Source | None = None, progress: Progr
         folder: Path | None = None
         if isinstance(checkpoint, Checkpoint):
             folder = checkpoint.folder
-            words = locate(config.model.tokenizer) if config.model.tokenizer else folder
-            tokenizer, template = Tokenizer.load(words), ChatTemplate.load(words)
+            tokenizer, template = _words(checkpoint, config.model.tokenizer)
             ends = checkpoint.generation.end_tokens or tokenizer.end_tokens
             eos_ids = frozenset(end for end in ends if end < loaded.model.vocab_size)
             defaults = checkpoint.generation.sampling
@@ -91,6 +92,15 @@ def start(config: EngineConfig, *, source: Source | None = None, progress: Progr
         platform.close()
         raise
     return Started(engine, loaded, layout, defaults, template, folder)
+
+
+def _words(checkpoint: Checkpoint, asked: str | None) -> tuple[Tokenizer, ChatTemplate]:
+    """The tokenizer that was named, the one beside the weights, or that of a .gguf file's own metadata."""
+    folder = locate(asked) if asked else checkpoint.folder
+    if not asked and isinstance(checkpoint.format, Gguf) and not (folder / "tokenizer.json").is_file():
+        file = checkpoint.format.file
+        return Tokenizer(tokenizer_of(file)), ChatTemplate(*template_of(file))
+    return Tokenizer.load(folder), ChatTemplate.load(folder)
 
 
 def _layout(cache: CacheConfig, loaded: Loaded, shape: Shape) -> Layout:

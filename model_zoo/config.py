@@ -19,7 +19,6 @@ ACTIVATIONS: dict[str, str] = {
 
 AGAIN = "correct it, or fetch the checkpoint again"
 NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "quantization_config": ((), "use the unquantized checkpoint; quantized weights cannot be loaded"),
     "compression_config": ((), "use the uncompressed checkpoint"),
     "pretraining_tp": ((1,), "set it to 1; the weights are the same"),
     "auto_map": ((), "the checkpoint brings code of its own; remove the key if the plain architecture is meant"),

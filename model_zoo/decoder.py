@@ -66,6 +66,8 @@ class Decoder(Model):
         precision: Precision = UNQUANTIZED,
     ) -> None:
         fields = read(config, self.model_type)
+        if precision is UNQUANTIZED:
+            fields.refuse("quantization_config", (), "give the model the precision of its checkpoint, or use the unquantized one")
         d = self.design(fields)
         if d.heads % d.kv_heads:
             raise fields.error("num_key_value_heads", f"must divide {d.heads} heads", AGAIN)

@@ -115,6 +115,20 @@ def dequantized(weight: Any, scheme: Scheme | None) -> Array:
     return codes
 
 
+def restored(weight: Quantized, scheme: Scheme, dtype: Any) -> Array:
+    """The weight in a dtype, some rows at a time: for lookup in an embedding that is stored as codes."""
+    made = np.empty(weight.shape, dtype)
+    if scheme.rows is None:
+        made[:] = dequantized(weight, scheme)
+        return made
+    groups = max(1, (1 << 20) // max(1, weight.shape[1] * scheme.rows))
+    for at in range(0, len(weight.scales), groups):
+        rows, held = slice(at * scheme.rows, (at + groups) * scheme.rows), slice(at, at + groups)
+        zeros = None if weight.zeros is None else weight.zeros[held]
+        made[rows] = dequantized(Quantized(weight.codes[rows], weight.scales[held], zeros), scheme)
+    return made
+
+
 def quantized_rows(x: Any, scheme: Scheme) -> tuple[Array, Array]:
     """Activations on the fly: x [tokens, inputs] -> codes [tokens, inputs] and scales [tokens, groups] float32.
 

@@ -163,9 +163,11 @@ def test_a_folder_that_is_not_there_is_never_looked_up_on_the_hub(name: str) -> 
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").touch()
+    (tmp_path / "model.bin").touch()
     with pytest.raises(ModelNotFound, match="is a file. Remedy: give the folder"):
-        hub.locate(tmp_path / "model.gguf")
+        hub.locate(tmp_path / "model.bin")
+    (tmp_path / "model.gguf").touch()
+    assert hub.locate(tmp_path / "model.gguf") == tmp_path / "model.gguf"
 
 
 def test_the_embedded_model_has_a_name_and_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,7 +279,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "rope-per-layer-type": ("qwen2", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "full_attention"),
     "partial-rotation": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor.*0.5"),
     "pretraining-tp": ("llama", {"pretraining_tp": 4}, "pretraining_tp.*4.*set it to 1"),
-    "quantized": ("qwen2", {"quantization_config": {"quant_method": "awq"}}, "quantization_config.*awq.*unquantized"),
+    "quantized": ("qwen2", {"quantization_config": {"quant_method": "awq"}}, "quantization_config.*awq.*precision of its checkpoint"),
     "remote-code": ("llama", {"auto_map": {"AutoModelForCausalLM": "x.Y"}}, "auto_map"),
     "window-in-llama": ("llama", {"sliding_window": 128}, "sliding_window.*128.*mistral"),
     "no-such-layer-type": ("qwen3", {"layer_types": ["chunked_attention"] * 3}, "layer_types"),
