@@ -100,8 +100,11 @@ class Checkpoint:
         return self.files[name].tensor(name)
 
     def release(self, name: str) -> None:
-        """Its pages leave memory until somebody reads them again."""
-        self.files[name].release(name)
+        """Its pages leave memory until somebody reads them again; those of a quantized weight are in several tensors."""
+        module = _module(name)
+        for stored in self.files:
+            if stored == name or (module and stored.startswith(f"{module}.")):
+                self.files[stored].release(stored)
 
     def check(self, weights: WeightTable) -> None:
         """Raise `CheckpointError` unless every tensor of the table is here in its shape, and no other."""

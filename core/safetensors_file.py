@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import CheckpointError
+from . import pages
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -92,10 +93,8 @@ class SafetensorsFile:
     def release(self, name: str) -> None:
         """Drop the tensor's pages from memory. A view of it stays sound: what is needed again is read again."""
         entry = self.entries[name]
-        start = len(self.mapping) - len(self.data) + entry.start
-        first = start - start % mmap.PAGESIZE
-        if entry.stop > entry.start and hasattr(mmap, "MADV_DONTNEED"):  # not everywhere
-            self.mapping.madvise(mmap.MADV_DONTNEED, first, start + entry.stop - entry.start - first)
+        header = len(self.mapping) - len(self.data)
+        pages.release(self.mapping, header + entry.start, header + entry.stop)
 
 
 def _entries(path: Path, header: bytes) -> dict[str, Entry]:

@@ -4,6 +4,7 @@ The layout is the one published with ggml (docs/gguf.md, versions 2 and 3, littl
 """
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from ...errors import CheckpointError
+from .. import pages
 from ..safetensors_file import Entry
 
 Array = np.ndarray[Any, Any]
@@ -64,14 +66,17 @@ class GgufFile:
     heads: Mapping[str, int]
     """Tensors whose rows were reordered for ggml's rotary embedding, and their heads."""
     data: np.ndarray[Any, np.dtype[np.uint8]]
+    mapping: mmap.mmap | None
+    """None: the file is empty."""
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:
         """Raises `CheckpointError` for a damaged file, or one that holds something which is not read here."""
         size = path.stat().st_size
-        data = np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+        with path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
         try:
-            metadata, infos, start = _Reader(path, memoryview(data.view(np.ndarray))).header()
+            metadata, infos, start = _Reader(path, memoryview(mapping or b"")).header()
         except (struct.error, UnicodeDecodeError, IndexError):
             raise _error(path, f"ends within its header, or is damaged there ({size} bytes)", AGAIN) from None
         _refuse_kinds(path, infos)
@@ -87,7 +92,7 @@ class GgufFile:
             stored = shape if known.dtype else (*shape[:-1], shape[-1] // known.values * known.bytes)
             entries[ours] = Entry(stored, np.dtype(known.dtype or np.uint8), at, at + length)
             kinds[ours] = known
-        return cls(path, size, metadata, entries, kinds, _reordered(metadata, entries), data)
+        return cls(path, size, metadata, entries, kinds, _reordered(metadata, entries), np.frombuffer(mapping or b"", np.uint8), mapping)
 
     def bytes_of(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         entry = self.entries[name]
@@ -101,6 +106,11 @@ class GgufFile:
             return stored
         halves = stored.reshape(self.heads[name], -1, 2, *entry.shape[1:])
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(entry.shape)
+
+    def release(self, name: str) -> None:
+        """Drop the tensor's pages from memory. A view of it stays sound."""
+        if self.mapping is not None:
+            pages.release(self.mapping, self.entries[name].start, self.entries[name].stop)
 
 
 def _reordered(metadata: Mapping[str, Any], names: Mapping[str, Entry]) -> dict[str, int]:

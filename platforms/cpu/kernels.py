@@ -62,6 +62,8 @@ def _plain_linear(spec: Any) -> Support:
 
 
 def _one_turn(spec: Any) -> Support:
+    if spec.write.kv_dtype is not None or spec.write.latent:
+        return "writes keys and values of their own dtype; write_kv writes codes and latent keys"
     same = all(getattr(spec.query, name) == getattr(spec.key, name) for name in ("frequencies", "scale", "interleaved", "head_dim"))
     return None if same else "turns queries and keys alike, by one table"
 
