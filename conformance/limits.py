@@ -30,8 +30,8 @@ class Limits:
 def measure_limits(platform: Platform) -> Limits:
     """By the platform where it can. Otherwise, for host memory, by NumPy: a lower bound, and no peaks. Takes under a second."""
     if found := platform.measure_limits():
-        flops = {name.removesuffix("_flops"): rate for name, rate in found.items() if name.endswith("_flops")}
-        return Limits(platform.name, found["read_bytes_per_second"], flops)
+        peaks = {name.rpartition("_")[0]: rate for name, rate in found.items() if name.endswith(("_flops", "_ops"))}
+        return Limits(platform.name, found["read_bytes_per_second"], peaks)
     if platform.capabilities.devices == ("cpu",):
         return Limits("numpy", _read_rate())
     return Limits("none")

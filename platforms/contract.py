@@ -164,7 +164,7 @@ class Platform(ABC):
     def memory(self) -> Memory: ...
 
     def measure_limits(self) -> Mapping[str, float]:
-        """What the device can do at best, measured now: read_bytes_per_second, float32_flops, bfloat16_flops, ... Optional."""
+        """What the device can do at best, measured now: read_bytes_per_second, float32_flops, int8_ops, ... Optional."""
         return {}
 
     def close(self) -> None:

@@ -155,10 +155,10 @@ def test_a_typical_limit_is_the_median() -> None:
 def test_a_platform_may_measure_its_own_device() -> None:
     class Device(Reference):
         def measure_limits(self) -> dict[str, float]:
-            return {"read_bytes_per_second": 4e12, "bfloat16_flops": 8e14}
+            return {"read_bytes_per_second": 4e12, "bfloat16_flops": 8e14, "int8_ops": 16e14}
 
     device = Device(Options())
-    assert measure_limits(device) == Limits("reference", 4e12, {"bfloat16": 8e14})
+    assert measure_limits(device) == Limits("reference", 4e12, {"bfloat16": 8e14, "int8": 16e14})
     device.close()
 
 
