@@ -735,6 +735,27 @@ def test_greedy_takes_the_lowest_of_equal_maxima_and_never_nan(path, vocab):
     assert tokens.tolist() == [int(np.argmax(logits[0])), vocab - 1, 0, 0, vocab - 1]
 
 
+@pytest.mark.parametrize("count", [1, 5, 3001], ids=str)
+def test_top_logprobs_are_the_likeliest_best_first_and_ties_to_the_lowest_id(path, count):
+    logits = np.round(numbers(1, (3, 3001), scale=20.0)) / 4
+    logits[1, 100:2000] = -np.inf
+    wide = logits.astype(np.float64)
+    expected = np.argsort(-wide, axis=-1, kind="stable")[:, :count]
+    normal = wide - np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1, keepdims=True)) - wide.max(-1, keepdims=True)
+    tokens, values = np.full((3, count), -9, np.int32), np.zeros((3, count), np.float32)
+    native.top_logprobs(logits, tokens, values)
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_allclose(values, np.take_along_axis(normal, expected, -1), rtol=1e-6, atol=1e-6)
+
+
+def test_top_logprobs_of_a_row_with_too_few_numbers_end_in_none(path):
+    logits, tokens, values = np.full((1, 40), np.nan, np.float32), np.zeros((1, 4), np.int32), np.zeros((1, 4), np.float32)
+    logits[0, [30, 7]] = 1.0
+    native.top_logprobs(logits, tokens, values)
+    assert tokens.tolist() == [[7, 30, 0, 0]]
+    assert np.isnan(values[0, 2:]).all()
+
+
 @pytest.mark.parametrize("vocab", [1, 17, 1000, 128_256], ids=str)
 def test_logprobs_and_logsumexp_are_near_exact(path, vocab):
     logits = numbers(1, (4, vocab), scale=5.0)
@@ -803,6 +824,7 @@ def test_wrong_arguments_raise_a_value_error_that_says_what_was_expected():
         (lambda: native.sample_greedy(np.zeros((1, 0), np.float32), ids[:1]), "at least one token"),
         (lambda: run_sample(x, temperature=-1.0), "temperature"),
         (lambda: native.logprobs(x, ids + 8, np.zeros(2, np.float32)), "the vocabulary has 8"),
+        (lambda: native.top_logprobs(x, np.zeros((2, 9), np.int32), np.zeros((2, 9), np.float32)), "1 to 8"),
         (lambda: native.select("mmx"), "known: auto"),
         (lambda: native.set_threads(-1), "threads"),
         (lambda: native.allocate(0), "at least 1"),

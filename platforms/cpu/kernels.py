@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...ops import DTYPES, Kernel, Spec, Support
-from ...ops.sample import Sampled, Sampling, edited, logprobs
+from ...ops.sample import Sampled, Sampling, edited
 from .library import NATIVE, build_id, missing_reason
 from .rotary import rotary_table
 
@@ -203,4 +203,16 @@ def _sample(spec: Any, logits: Array, sampling: Sampling, batch: Any, state: Any
     state.last_token[batch.sample_slot] = tokens
     if batch.shape.logprobs < 0:
         return Sampled(tokens)
-    return Sampled(tokens, *logprobs(logits.astype(np.float64), tokens, batch.shape.logprobs))
+    return Sampled(tokens, *_logprobs(logits, tokens, batch.shape.logprobs))
+
+
+def _logprobs(logits: Array, tokens: Array, count: int) -> tuple[Array, Array, Array]:
+    """(of the tokens [samples], the `count` likeliest ids and their values [samples, count])."""
+    samples, vocab = logits.shape
+    logits, count = np.ascontiguousarray(logits), min(count, vocab)
+    chosen = np.empty(samples, np.float32)
+    best, values = np.empty((samples, count), np.int32), np.empty((samples, count), np.float32)
+    NATIVE.logprobs(logits, tokens, chosen)
+    if count:
+        NATIVE.top_logprobs(logits, best, values)
+    return chosen, best, values
