@@ -8,7 +8,7 @@ import numpy as np
 
 from ...ops import DTYPES, Kernel, Spec, Support
 from ...ops.sample import Sampled, Sampling, edited
-from .library import NATIVE, build_id, missing_reason
+from .library import NATIVE, layout, missing_reason
 from .rotary import rotary_table
 
 Array = np.ndarray[Any, Any]
@@ -18,9 +18,8 @@ COMPUTED = ("float32", "bfloat16", "float16")
 
 def native_kernels() -> Sequence[Kernel]:
     """In the order of ops. All keep a row's bits whatever its neighbours: sums run over k in one order for any shape."""
-    layout = f"{build_id()} {NATIVE.features()['path']}" if NATIVE is not None else ""
     return [
-        Kernel(op, f"native.{op}", _supports(extra), run, prepare, batch_invariant=True, layout=layout if prepare else "")
+        Kernel(op, f"native.{op}", _supports(extra), run, prepare, batch_invariant=True, layout=layout() if prepare else "")
         for op, run, prepare, extra in (
             ("derive", _derive, None, None),
             ("embedding", _embedding, None, None),
