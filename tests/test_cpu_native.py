@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from itertools import pairwise
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -472,6 +473,24 @@ def test_rope_of_an_untouched_tail_keeps_its_bits(dtype):
     np.testing.assert_array_equal(bits(out[..., 8:]), bits(x[..., 8:]))
 
 
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "neighbours"])
+@pytest.mark.parametrize("tokens", [1, 4, 7, 300], ids=str)
+def test_qkv_rope_write_has_the_bits_of_rope_and_write_kv(path, dtype, tokens, interleaved):
+    q, k, v = (numbers(i, (tokens, heads, 20), dtype) for i, heads in enumerate((6, 2, 2)))
+    positions = np.random.default_rng(1).integers(0, 50, tokens, np.int32)
+    table = numbers(4, (64, 16))
+    slots = np.random.default_rng(2).permutation(16 * 25)[:tokens].astype(np.int32)
+    fused, parts = ([Guarded((25, 2, 16, 20), dtype) for _ in "kv"] for _ in range(2))
+    turned_q, turned_k, out = np.empty_like(q), np.empty_like(k), Guarded(q.shape, dtype)
+    native.rope(q, positions, table, interleaved, turned_q)
+    native.rope(k, positions, table, interleaved, turned_k)
+    native.write_kv(turned_k, v, *(cache.out for cache in parts), slots)
+    native.qkv_rope_write(q, k, v, positions, table, interleaved, out.out, *(cache.out for cache in fused), slots)
+    np.testing.assert_array_equal(bits(out.check()), bits(turned_q))
+    for one, other in zip(fused, parts, strict=True):
+        np.testing.assert_array_equal(bits(one.check()), bits(other.check()))
+
+
 def exact_activation(kind, x):
     from math import erfc
 
@@ -549,6 +568,50 @@ def test_take_rows_copies_rows_to_the_bit(dtype):
     np.testing.assert_array_equal(bits(out.check()), bits(table[rows]))
 
 
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 5), (1000, 300), (2, 3, 200_000)], ids=str)
+def test_a_result_has_its_shape_its_type_and_room_of_its_own(dtype, shape):
+    one, other = native.empty(shape, dtype), native.empty(shape, dtype)
+    one[...], other[...] = 1, 2
+    assert (one.shape, one.dtype, one.flags.c_contiguous, one.flags.writeable) == (shape, dtype, True, True)
+    assert (one == 1).all()
+    assert (other == 2).all()
+
+
+def test_a_result_takes_over_pages_only_when_nobody_holds_them():
+    held = native.empty((1 << 20,), np.float32)
+    held[:] = 3
+    view, address = held[5:].reshape(-1, 1), held.ctypes.data
+    del held
+    others = [native.empty((1 << 20,), np.float32) for _ in range(4)]
+    for other in others:
+        other[:] = 4
+    assert (view == 3).all()
+    assert address not in [other.ctypes.data for other in others]
+    del view
+    assert native.empty((1 << 20,), np.float32).ctypes.data == address
+
+
+def test_idle_pages_do_not_pile_up():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    before = resident()
+    for megabytes in range(40, 140, 10):  # 900 MB in all, no one of which fits twice
+        native.empty((megabytes << 20,), np.uint8)[:] = 1
+    assert resident() - before < 400 << 20
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((-1, 3), np.float32), ("ab", np.float32), ((2, 3), "no type")], ids=str)
+def test_a_result_of_nonsense_is_refused(shape, kind):
+    with pytest.raises((ValueError, TypeError)):
+        native.empty(shape, kind)
+
+
 # --- sampling -----------------------------------------------------------------------------------------------------
 
 
@@ -617,6 +680,14 @@ def test_sampling_draws_the_token_of_the_reference(path, vocab, filters):
     assert tokens.tolist() == [exact_sample(logits[i], *(a[i] for a in arrays)) for i in range(24)]
 
 
+@pytest.mark.parametrize("scale", [0.1, 6.0], ids=["flat", "steep"])
+@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
+def test_sampling_a_large_vocabulary_passes_over_no_winner(filters, scale):
+    logits = numbers(5, (3, 40_003), scale=scale)
+    tokens, arrays = run_sample(logits, index=np.arange(3), position=np.arange(3) * 11, seed_high=np.arange(3) + 9, **filters)
+    assert tokens.tolist() == [exact_sample(logits[i], *(a[i] for a in arrays)) for i in range(3)]
+
+
 @pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
 def test_ties_are_kept_and_won_by_the_lowest_id(path, filters):
     logits = np.repeat(numbers(1, (24, 11), scale=1.0), 30, axis=1)
@@ -658,9 +729,31 @@ def test_greedy_takes_the_lowest_of_equal_maxima_and_never_nan(path, vocab):
     logits[1, : vocab - 1] = np.nan
     logits[2] = np.nan
     logits[3] = -np.inf
+    logits[4, : vocab - 1], logits[4, vocab - 1] = np.nan, -np.inf
     tokens = np.full(5, -1, np.int32)
     native.sample_greedy(logits, tokens)
-    assert tokens.tolist() == [int(np.argmax(logits[0])), vocab - 1, 0, 0, int(np.argmax(logits[4]))]
+    assert tokens.tolist() == [int(np.argmax(logits[0])), vocab - 1, 0, 0, vocab - 1]
+
+
+@pytest.mark.parametrize("count", [1, 5, 3001], ids=str)
+def test_top_logprobs_are_the_likeliest_best_first_and_ties_to_the_lowest_id(path, count):
+    logits = np.round(numbers(1, (3, 3001), scale=20.0)) / 4
+    logits[1, 100:2000] = -np.inf
+    wide = logits.astype(np.float64)
+    expected = np.argsort(-wide, axis=-1, kind="stable")[:, :count]
+    normal = wide - np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1, keepdims=True)) - wide.max(-1, keepdims=True)
+    tokens, values = np.full((3, count), -9, np.int32), np.zeros((3, count), np.float32)
+    native.top_logprobs(logits, tokens, values)
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_allclose(values, np.take_along_axis(normal, expected, -1), rtol=1e-6, atol=1e-6)
+
+
+def test_top_logprobs_of_a_row_with_too_few_numbers_end_in_none(path):
+    logits, tokens, values = np.full((1, 40), np.nan, np.float32), np.zeros((1, 4), np.int32), np.zeros((1, 4), np.float32)
+    logits[0, [30, 7]] = 1.0
+    native.top_logprobs(logits, tokens, values)
+    assert tokens.tolist() == [[7, 30, 0, 0]]
+    assert np.isnan(values[0, 2:]).all()
 
 
 @pytest.mark.parametrize("vocab", [1, 17, 1000, 128_256], ids=str)
@@ -693,6 +786,9 @@ def test_wrong_arguments_raise_a_value_error_that_says_what_was_expected():
         lengths = np.array([length], np.int32)
         native.attention(q, cache, cache, q.copy(), table, starts, lengths, 1.0, window, 0.0, None)
 
+    def turn_and_write(slots, positions=ids, out=q):
+        native.qkv_rope_write(q, kv, kv, positions, np.zeros((9, 8), np.float32), False, out, cache, cache, slots)
+
     cases = [
         (lambda: native.linear(x.astype(BF16), packed, out, None), "bytes"),
         (lambda: native.linear(x, packed, np.zeros((3, 5), np.float32), None), "expected the shape"),
@@ -709,6 +805,9 @@ def test_wrong_arguments_raise_a_value_error_that_says_what_was_expected():
         (lambda: native.write_kv(kv, kv, cache, cache, np.array([0, 64], np.int32)), "64 slots"),
         (lambda: native.write_kv(kv, kv, cache, cache, np.array([0, -1], np.int32)), "64 slots"),
         (lambda: native.write_kv(kv.astype(BF16), kv, cache, cache, ids), "expected float32"),
+        (lambda: turn_and_write(np.array([0, 64], np.int32)), "64 slots"),
+        (lambda: turn_and_write(ids, np.array([0, 9], np.int32)), "positions"),
+        (lambda: turn_and_write(ids, out=q[:, :1].copy()), "like q"),
         (lambda: attend(q, table, starts, 1), "2 queries but the length 1"),
         (lambda: attend(q, table, starts, 33), "beyond its table"),
         (lambda: attend(q, table + 4, starts, 9), "names block 4"),
@@ -725,6 +824,7 @@ def test_wrong_arguments_raise_a_value_error_that_says_what_was_expected():
         (lambda: native.sample_greedy(np.zeros((1, 0), np.float32), ids[:1]), "at least one token"),
         (lambda: run_sample(x, temperature=-1.0), "temperature"),
         (lambda: native.logprobs(x, ids + 8, np.zeros(2, np.float32)), "the vocabulary has 8"),
+        (lambda: native.top_logprobs(x, np.zeros((2, 9), np.int32), np.zeros((2, 9), np.float32)), "1 to 8"),
         (lambda: native.select("mmx"), "known: auto"),
         (lambda: native.set_threads(-1), "threads"),
         (lambda: native.allocate(0), "at least 1"),

@@ -227,12 +227,14 @@ def test_the_setting_keeps_files_below_the_cache_folder(tmp_path: Path, monkeypa
     assert load_options(EngineConfig.from_kwargs(packed_cache=True)).packed_cache == tmp_path / "packed"
 
 
-@pytest.mark.parametrize("quantization", [None, "int8"], ids=["plain", "int8"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"], ids=["plain", "int8", "int4"])
 def test_the_cpu_platform_computes_the_same_from_mapped_weights(tmp_path: Path, small_models: ModuleType, quantization: str | None) -> None:
+    pytest.importorskip("inferplane.platforms.cpu._native", reason="the C++ kernels were not built")
     cpu = registry.named("cpu")
     try:
         options = LoadOptions(dtype="float32", quantization=quantization, packed_cache=tmp_path)
         first, second = (load(small_models.RandomSource(small_models.MODELS["full"]), cpu, options) for _ in range(2))
+        assert [one.weights.layers[0]["qkv"].panels.flags.writeable for one in (first, second)] == [True, False]
         assert greedy(first, [3, 1, 4], 12).tolist() == greedy(second, [3, 1, 4], 12).tolist()
     finally:
         cpu.close()

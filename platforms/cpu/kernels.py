@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...ops import DTYPES, Kernel, Spec, Support
-from ...ops.sample import Sampled, Sampling, edited, logprobs
-from .library import NATIVE, build_id, missing_reason
+from ...ops.sample import Sampled, Sampling, edited
+from .library import NATIVE, layout, missing_reason
 from .rotary import rotary_table
 
 Array = np.ndarray[Any, Any]
@@ -18,9 +18,8 @@ COMPUTED = ("float32", "bfloat16", "float16")
 
 def native_kernels() -> Sequence[Kernel]:
     """In the order of ops. All keep a row's bits whatever its neighbours: sums run over k in one order for any shape."""
-    layout = f"{build_id()} {NATIVE.features()['path']}" if NATIVE is not None else ""
     return [
-        Kernel(op, f"native.{op}", _supports(extra), run, prepare, batch_invariant=True, layout=layout if prepare else "")
+        Kernel(op, f"native.{op}", _supports(extra), run, prepare, batch_invariant=True, layout=layout() if prepare else "")
         for op, run, prepare, extra in (
             ("derive", _derive, None, None),
             ("embedding", _embedding, None, None),
@@ -203,4 +202,16 @@ def _sample(spec: Any, logits: Array, sampling: Sampling, batch: Any, state: Any
     state.last_token[batch.sample_slot] = tokens
     if batch.shape.logprobs < 0:
         return Sampled(tokens)
-    return Sampled(tokens, *logprobs(logits.astype(np.float64), tokens, batch.shape.logprobs))
+    return Sampled(tokens, *_logprobs(logits, tokens, batch.shape.logprobs))
+
+
+def _logprobs(logits: Array, tokens: Array, count: int) -> tuple[Array, Array, Array]:
+    """(of the tokens [samples], the `count` likeliest ids and their values [samples, count])."""
+    samples, vocab = logits.shape
+    logits, count = np.ascontiguousarray(logits), min(count, vocab)
+    chosen = np.empty(samples, np.float32)
+    best, values = np.empty((samples, count), np.int32), np.empty((samples, count), np.float32)
+    NATIVE.logprobs(logits, tokens, chosen)
+    if count:
+        NATIVE.top_logprobs(logits, best, values)
+    return chosen, best, values

@@ -22,7 +22,11 @@ def missing_reason() -> str | None:
     return f"the C++ kernels were not built ({_ERROR}); install a C++ compiler (g++) and install inferplane again"
 
 
+def layout() -> str:
+    """What packed weights depend on: another build may pack otherwise, and so may another instruction set."""
+    return f"{_build_id()} {NATIVE.features()['path']}" if NATIVE is not None else ""
+
+
 @cache
-def build_id() -> str:
-    """Of the compiled library: another build may pack otherwise."""
-    return sha256(Path(NATIVE.__file__).read_bytes()).hexdigest()[:16] if NATIVE is not None else ""
+def _build_id() -> str:
+    return sha256(Path(NATIVE.__file__).read_bytes()).hexdigest()[:16]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...ops import DTYPES, Kernel, Quantized, Scheme, Support
 from ...ops.quantize import SCALES
-from .library import NATIVE, missing_reason
+from .library import NATIVE, layout, missing_reason
 
 Array = np.ndarray[Any, Any]
 
@@ -21,7 +21,7 @@ SCHEMES = ("int8", "int8:a8", "int8:a8g128", "int4", "int4:a8", "int4:g32:float1
 
 def quantized_kernel() -> Kernel:
     """Keeps a row's bits whatever its neighbours: pieces of k start at the same places for every row."""
-    return Kernel("linear", "native.quantized_linear", _supports, _linear, _pack, batch_invariant=True)
+    return Kernel("linear", "native.quantized_linear", _supports, _linear, _pack, batch_invariant=True, layout=layout())
 
 
 def _supports(spec: Any) -> Support:
@@ -85,6 +85,6 @@ def _contiguous(part: Quantized, scheme: Scheme) -> tuple[Array, Array, Array | 
 
 def _linear(spec: Any, x: Array, weight: PackedCodes, batch: Any) -> Any:
     dtype = DTYPES[spec.out_dtype or spec.dtype]
-    outs = [np.empty((len(x), dim.size), dtype) for dim in spec.outputs]
+    outs = [NATIVE.empty((len(x), dim.size), dtype) for dim in spec.outputs]
     NATIVE.quantized_linear(np.ascontiguousarray(x), weight.panels, outs, weight.biases, *weight.layout, *weight.activation)
     return tuple(outs) if len(outs) > 1 else outs[0]

@@ -214,6 +214,20 @@ PyObject* py_logprobs(const Arguments& a) {
 
 PyObject* py_logsumexp(const Arguments& a) { return score(a.array(0, "logits"), nullptr, a.output(1, "out")); }
 
+PyObject* py_top_logprobs(const Arguments& a) {
+    const Array logits = a.array(0, "logits"), tokens = a.output(1, "tokens"), out = a.output(2, "out");
+    TopJob job{expect_logits(logits).float32(), logits.shape[0], logits.last(), tokens.expect({logits.shape[0], -1}).last(), nullptr, nullptr};
+    INFERPLANE_REQUIRE(job.count > 0 && job.count <= job.vocab, tokens.name() + " is " + tokens.describe() + "; expected 1 to " +
+            std::to_string(job.vocab) + " a row");
+    job.tokens = const_cast<int32_t*>(tokens.int32());
+    job.logprobs = const_cast<float*>(out.expect({job.samples, job.count}).float32());
+    {
+        WithoutGil free;
+        top_logprobs(job);
+    }
+    Py_RETURN_NONE;
+}
+
 }  // namespace
 
 RopeJob rope_job(const Array& x, const Array& positions, const Array& table, bool interleaved, void* out) {
@@ -246,6 +260,7 @@ PyMethodDef* row_methods() {
         INFERPLANE_METHOD(sample_greedy, 2, "sample_greedy(logits [samples, vocab], tokens [samples]): ties to the lowest id, NaN never."),
         INFERPLANE_METHOD(sample, 10, "sample(logits, temperature, top_k, top_p, min_p, seed_low, seed_high, index, position, tokens)."),
         INFERPLANE_METHOD(logprobs, 3, "logprobs(logits [samples, vocab], tokens [samples], out [samples])."),
+        INFERPLANE_METHOD(top_logprobs, 3, "top_logprobs(logits [samples, vocab], tokens [samples, count], out [samples, count]): the likeliest, best first."),
         INFERPLANE_METHOD(logsumexp, 2, "logsumexp(logits [samples, vocab], out [samples])."),
         {nullptr, nullptr, 0, nullptr}};
     return methods;

@@ -202,6 +202,17 @@ int32_t sample_row(const SampleJob& job, const Path& path, int64_t i) {
     return draw(row, path, peak, cut(row, path, job.top_k[i], job.top_p[i]), job.min_p[i]);
 }
 
+// The log of the sum of exponentials is base + sum, kept apart so that neither loses digits.
+struct Total {
+    double base, sum;
+};
+
+Total total_of(const Path& path, const float* logits, int64_t vocab) {
+    const float peak = path.largest(logits, vocab);
+    const float base = std::isfinite(peak) ? peak : 0.0f;
+    return {base, std::log(path.exponentials(logits, vocab, base, 1.0f, nullptr))};
+}
+
 }  // namespace
 
 void sample_greedy(const float* logits, int64_t samples, int64_t vocab, int32_t* tokens) {
@@ -220,10 +231,22 @@ void logprobs(const ScoreJob& job) {
     const Path& path = active_path();
     parallel(job.samples, [&](int64_t i) {
         const float* row = job.logits + i * job.vocab;
-        const float peak = path.largest(row, job.vocab);
-        const double base = std::isfinite(peak) ? peak : 0.0;
-        const double sum = std::log(path.exponentials(row, job.vocab, float(base), 1.0f, nullptr));
-        job.out[i] = float(job.tokens ? double(row[job.tokens[i]]) - base - sum : base + sum);
+        const Total total = total_of(path, row, job.vocab);
+        job.out[i] = float(job.tokens ? double(row[job.tokens[i]]) - total.base - total.sum : total.base + total.sum);
+    });
+}
+
+void top_logprobs(const TopJob& job) {
+    const Path& path = active_path();
+    parallel(job.samples, [&](int64_t i) {
+        const float* row = job.logits + i * job.vocab;
+        const Total total = total_of(path, row, job.vocab);
+        const std::vector<Candidate> ranked = best(path, row, job.vocab, job.count);
+        for (int64_t j = 0; j < job.count; ++j) {
+            const bool found = j < int64_t(ranked.size());
+            job.tokens[i * job.count + j] = found ? ranked[j].id : 0;
+            job.logprobs[i * job.count + j] = found ? float(double(ranked[j].logit) - total.base - total.sum) : std::nanf("");
+        }
     });
 }
 

@@ -22,8 +22,17 @@ struct ScoreJob {
     float* out;
 };
 
+// The `count` likeliest of each row, best first, ties to the lower id; behind the last number of a row: token 0, NaN.
+struct TopJob {
+    const float* logits;
+    int64_t samples, vocab, count;
+    int32_t* tokens;  // [samples, count]
+    float* logprobs;
+};
+
 void sample_greedy(const float* logits, int64_t samples, int64_t vocab, int32_t* tokens);
 void sample(const SampleJob& job);
 void logprobs(const ScoreJob& job);
+void top_logprobs(const TopJob& job);
 
 }  // namespace inferplane
