@@ -137,7 +137,8 @@ def run_accuracy(
             "format": FORMAT, "kind": "accuracy", "date": today(), "machine": describe_machine(), "versions": describe_versions(),
             "platform": {"name": opened.name, "grade": opened.capabilities.grade, "devices": list(opened.capabilities.devices)},
             "of": f"{shape}, {LAYERS} layers, random weights" if shape else "tiny (embedded)",
-            "tokens": sum(len(sample.tokens) for sample in texts), "asked": sum(sum(sample.asked[1:]) for sample in texts), "results": results,
+            "tokens": sum(len(sample.tokens) for sample in texts), "asked": sum(sum(sample.asked[1:]) for sample in texts),
+            "results": results,
         }
     finally:
         opened.close()

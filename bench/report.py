@@ -90,7 +90,8 @@ def _accuracy(record: Record) -> Table:
     for one in record["results"]:
         found = one["perplexity"]
         perplexity = (f"{found:.4f}", f"{100 * (found / first - 1):+.2f} %") if found else ("-", "-")
-        table.add_row(one["name"], *perplexity, f"{100 * one['logit_error']:.3f} %", f"{one['divergence']:.2e}", f"{100 * one['same_choice']:.2f} %")
+        error, same = f"{100 * one['logit_error']:.3f} %", f"{100 * one['same_choice']:.2f} %"
+        table.add_row(one["name"], *perplexity, error, f"{one['divergence']:.2e}", same)
     return table
 
 

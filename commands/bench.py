@@ -96,7 +96,7 @@ def _add_accuracy(kinds: Any) -> None:
     told = "perplexity of the embedded model and the error of its logits in int8, int4 and peers' formats, against float32"
     parser = kinds.add_parser("accuracy", help=told, description=f"Measure {told}.")
     parser.add_argument("--platform", metavar="P", default="reference", help="a platform (default: %(default)s)")
-    parser.add_argument("--shape", metavar="NAME", help="random weights in a named shape, cut to two layers, instead: llama-1b, qwen2.5-0.5b")
+    parser.add_argument("--shape", metavar="NAME", help="random weights in a named shape instead, cut to two layers: llama-1b")
     parser.add_argument("--scheme", metavar="S", action="append", default=[], help="one more scheme, such as int4:g64; repeatable")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the random weights (default: 0)")
     _add_record(parser)
