@@ -20,6 +20,8 @@ def show(record: Record, console: Console) -> None:
 
 def headline(record: Record) -> list[str]:
     """The model where there is one, what computed it, and what that can do at most."""
+    if record["kind"] == "accuracy":
+        return [f"{record['of']} on {record['platform']['name']}: {record['tokens']:,} tokens, {record['asked']:,} of them asked for"]
     machine, platform, limits = (record[name] for name in ("machine", "platform", "limits"))
     rates = [f"read {limits['read_bytes_per_second'] / 1e9:.1f} GB/s"] if limits["read_bytes_per_second"] else []
     rates += [f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in limits["flops"].items()]
@@ -81,8 +83,20 @@ def _ops(record: Record) -> Table:
     return table
 
 
+def _accuracy(record: Record) -> Table:
+    """Against float32, the first row."""
+    table = _table("Accuracy", "weights", "perplexity", "more", "logit error", "divergence", "same choice", left=1)
+    first = record["results"][0]["perplexity"]
+    for one in record["results"]:
+        found = one["perplexity"]
+        perplexity = (f"{found:.4f}", f"{100 * (found / first - 1):+.2f} %") if found else ("-", "-")
+        error, same = f"{100 * one['logit_error']:.3f} %", f"{100 * one['same_choice']:.2f} %"
+        table.add_row(one["name"], *perplexity, error, f"{one['divergence']:.2e}", same)
+    return table
+
+
 LATENCIES = {"to the first token": "first_token_ms", "between tokens": "between_tokens_ms", "end to end": "end_to_end_ms"}
-_TABLES = {"throughput": _throughput, "sweep": _throughput, "latency": _latency, "ops": _ops}
+_TABLES = {"throughput": _throughput, "sweep": _throughput, "latency": _latency, "ops": _ops, "accuracy": _accuracy}
 
 
 def _table(title: str, *columns: str, left: int = 2) -> Table:

@@ -23,6 +23,7 @@ examples:
   inferplane bench latency --work 256:64:4 --repeats 5 --json
   inferplane bench sweep --shape llama-1b --platform cpu --concurrency 1,4,16 --plot sweep.svg
   inferplane bench ops --platform acme --op linear,attention
+  inferplane bench accuracy --scheme int4:g64:float16
 """
 WORK_HELP = """\
 work: decode1 (16 tokens in, 64 out), prefill1k (1,024 in, 1 out), batch16 and batch48 (that many requests at once,
@@ -43,6 +44,7 @@ def add(commands: Any) -> None:
          "requests that each client sends, one after the other (default: 3)")
     _add_sweep(kinds)
     _add_ops(kinds)
+    _add_accuracy(kinds)
 
 
 def _add_sweep(kinds: Any) -> None:
@@ -88,6 +90,28 @@ def run_ops(args: argparse.Namespace) -> int:
         record = run_ops(args.platform, [op.strip() for op in args.op.split(",") if op.strip()], args.dtype, progress or _tell)
     _give(record, args)
     return 1 if any(one["wrong"] for one in record["results"]) else 0
+
+
+def _add_accuracy(kinds: Any) -> None:
+    told = "perplexity of the embedded model and the error of its logits in int8, int4 and peers' formats, against float32"
+    parser = kinds.add_parser("accuracy", help=told, description=f"Measure {told}.")
+    parser.add_argument("--platform", metavar="P", default="reference", help="a platform (default: %(default)s)")
+    parser.add_argument("--shape", metavar="NAME", help="random weights in a named shape instead, cut to two layers: llama-1b")
+    parser.add_argument("--scheme", metavar="S", action="append", default=[], help="one more scheme, such as int4:g64; repeatable")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the random weights (default: 0)")
+    _add_record(parser)
+    parser.set_defaults(run=run_accuracy)
+
+
+def run_accuracy(args: argparse.Namespace) -> int:
+    from ..bench.accuracy import run_accuracy
+    from ..core.progress import bar
+
+    _check_kept(args)
+    with bar(sys.stderr.isatty()) as progress:
+        record = run_accuracy(args.platform, shape=args.shape, schemes=args.scheme, seed=args.seed, progress=progress or _tell)
+    _give(record, args)
+    return 0
 
 
 def _add(kinds: Any, kind: str, told: str, repeats: str) -> None:

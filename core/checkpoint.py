@@ -100,11 +100,13 @@ class Checkpoint:
         return self.files[name].tensor(name)
 
     def release(self, name: str) -> None:
-        """Its pages leave memory until somebody reads them again; those of a quantized weight are in several tensors."""
-        module = _module(name)
-        for stored in self.files:
-            if stored == name or (module and stored.startswith(f"{module}.")):
-                self.files[stored].release(stored)
+        """Its pages leave memory until somebody reads them again; of a quantized one those of all its parts."""
+        if name in self.files:
+            self.files[name].release(name)
+        elif self.format:
+            prefix = name.removesuffix("weight")
+            for part in [part for part in self.files if part.startswith(prefix)]:
+                self.files[part].release(part)
 
     def check(self, weights: WeightTable) -> None:
         """Raise `CheckpointError` unless every tensor of the table is here in its shape, and no other."""

@@ -1,7 +1,9 @@
 """How weights and activations are quantized: schemes, codes with scales, and the arithmetic in both directions."""
 from __future__ import annotations
 
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -19,6 +21,11 @@ ACTIVATIONS = {"int8": 127, "float8_e4m3fn": 448}
 OPEN = 2.0**-21
 """What float32 may lose on the way to a code, of the value: four roundings on either side."""
 SCALES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+SLICE_VALUES = 1 << 18
+"""Values that are quantized at a time: a megabyte in float32, which stays in a core's cache."""
+FACTORS = (1.0, 0.9, 1.1)
+"""What the largest code is stretched by in the search for a scale; more of them lower the error by less than 1 %."""
 
 
 @dataclass(frozen=True)
@@ -183,17 +190,29 @@ def _per_value(scales: Array, scheme: Scheme, inputs: int) -> Array:
 
 
 def quantize(weight: Any, scheme: Scheme) -> Quantized:
-    """weight [outputs, inputs] of floats -> codes and scales. Rows are taken a slice at a time.
+    """weight [outputs, inputs] of floats -> codes and scales. Slices of rows are taken on all cores.
 
-    Integers without zero points: the largest value of a group, with its sign, gets the lowest code, and the scale is then
-    the least-squares one of the codes. With zero points: the range of the group, which includes 0. Floats: the largest
-    magnitude gets the largest code.
+    Integers without zero points: the largest value of a group, with its sign, gets the lowest code (with four bits, scales
+    beside that one are tried, too), and the scale is then the least-squares one of the codes. With zero points: the range of
+    the group, which includes 0. Floats: the largest magnitude gets the largest code.
     """
     outputs, inputs = weight.shape
-    step = scheme.rows if scheme.rows != 1 else max(1, (1 << 20) // max(1, inputs))
-    parts = [_quantize(np.asarray(weight[at : at + (step or outputs)], np.float32), scheme) for at in range(0, outputs, step or outputs)]
-    zeros = np.concatenate([part.zeros for part in parts]) if scheme.zeros else None
-    return Quantized(np.concatenate([part.codes for part in parts]), np.concatenate([part.scales for part in parts]), zeros)
+    rows = scheme.rows or max(1, outputs)
+    step = rows if rows > 1 else max(1, SLICE_VALUES // max(1, inputs))
+    codes = np.empty(weight.shape, ml_dtypes.float8_e4m3fn if scheme.weight.startswith("float") else np.int8)
+    scales = np.empty(scheme.scale_shape(*weight.shape), SCALES[scheme.scales])
+    zeros = np.empty(scales.shape, np.int8) if scheme.zeros else None
+
+    def fill(at: int) -> None:
+        made = _quantize(np.asarray(weight[at : at + step], np.float32), scheme)
+        held = slice(at // rows, at // rows + len(made.scales))
+        codes[at : at + step], scales[held] = made.codes, made.scales
+        if zeros is not None:
+            zeros[held] = made.zeros
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, range(0, outputs, step)))
+    return Quantized(codes, scales, zeros)
 
 
 def _quantize(weight: Array, scheme: Scheme) -> Quantized:
@@ -215,28 +234,46 @@ def _codes(tiles: Array, scheme: Scheme) -> tuple[Array, Array, Array | None]:
     low, high = CODES[scheme.weight]
     held = SCALES[scheme.scales]
     if scheme.weight.startswith("float"):
-        scales = (np.abs(tiles).max(-1) / np.float32(high)).astype(held)
+        scales = (_reduced(np.maximum, np.abs(tiles)) / np.float32(high)).astype(held)
         codes = np.clip(tiles * _inverse(scales)[..., None], low, high)
         return codes.astype(ml_dtypes.float8_e4m3fn), scales, None
+    least, most = _reduced(np.minimum, tiles), _reduced(np.maximum, tiles)
     if scheme.zeros:
-        least, most = np.minimum(tiles.min(-1), 0), np.maximum(tiles.max(-1), 0)
+        least, most = np.minimum(least, 0), np.maximum(most, 0)
         scales = ((most - least) / np.float32(high - low)).astype(held)
         inverse = _inverse(scales)
         zeros = np.clip(np.rint(low - least * inverse), low, high)
         codes = np.clip(np.rint(tiles * inverse[..., None]) + zeros[..., None], low, high)
         return codes.astype(np.int8), scales, zeros.astype(np.int8)
-    least, most = tiles.min(-1), tiles.max(-1)
-    scales = (np.where(-least > most, least, most) / np.float32(low)).astype(held)
-    codes = _rounded(tiles, scales, low, high)
-    squares = np.einsum("rgv,rgv->rg", codes, codes)
-    fitted = np.einsum("rgv,rgv->rg", codes, tiles) / np.maximum(squares, 1)
-    scales = np.where(squares > 0, fitted, 0).astype(held)
+    first = np.where(-least > most, least, most) / np.float32(low)
+    best, scales = np.full(first.shape, -1, np.float32), first
+    for factor in FACTORS if scheme.weight == "int4" else FACTORS[:1]:
+        explained, fitted = _fit(tiles, first / np.float32(factor), low, high)
+        best, scales = np.maximum(best, explained), np.where(explained > best, fitted, scales)
+    scales = scales.astype(held)
     return _rounded(tiles, scales, low, high).astype(np.int8), scales, None
+
+
+def _fit(tiles: Array, scales: Array, low: int, high: int) -> tuple[Array, Array]:
+    """Of the codes under these scales: the squares that they explain at best, and the scale that does so."""
+    codes = _rounded(tiles, scales, low, high)
+    squares = np.maximum(np.einsum("rgv,rgv->rg", codes, codes), np.float32(1))
+    product = np.einsum("rgv,rgv->rg", codes, tiles)
+    fitted = product / squares
+    return product * fitted, fitted
 
 
 def _rounded(tiles: Array, scales: Array, low: int, high: int) -> Array:
     codes = tiles * _inverse(scales)[..., None]
     return np.clip(np.rint(codes, out=codes), low, high, out=codes)
+
+
+def _reduced(pick: np.ufunc, tiles: Array) -> Array:
+    """The smallest or largest of the last axis; halves first, for a reduction of short rows is several times slower."""
+    while tiles.shape[-1] % 2 == 0:
+        half = tiles.shape[-1] // 2
+        tiles = pick(tiles[..., :half], tiles[..., half:])
+    return pick.reduce(tiles, -1)
 
 
 def _inverse(scales: Array) -> Array:
