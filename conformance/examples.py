@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from itertools import product
 from typing import Any
 
 from ..ops import (
@@ -105,6 +106,18 @@ def specs(op: str, dtype: str) -> Iterator[Spec]:
     for other in DTYPES:
         if other != dtype and PLAIN[op](other) != plain:
             yield PLAIN[op](other)
+
+
+FORMS = ("", ":g32", ":g64", ":g128", ":g128:r128", ":rall", ":g32:float16", ":g128:bfloat16", ":zeros", ":g32:zeros", ":g128:zeros")
+ACTIVATED = ("", ":a8", ":a8g32", ":a8g128", ":af8", ":af8g128")
+
+
+def quantized(dtype: str, weight: str) -> Iterator[Linear]:
+    """The usual forms of schemes whose codes are `weight`, each on a plain linear that its groups divide."""
+    for form, activation in product(FORMS, ACTIVATED):
+        if not (weight.startswith("float") and "zeros" in form):
+            scheme = Scheme.parse(f"{weight}{form}{activation}")
+            yield Linear(input=Dim(256, "embed"), outputs=(Dim(128, "mlp"),), dtype=dtype, scheme=scheme)
 
 
 def dtype_of(spec: Any) -> str | None:

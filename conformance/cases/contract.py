@@ -12,11 +12,12 @@ from ...core.resolve import BoundOps, Choice, Resolution, resolve
 from ...core.trace import Trace
 from ...errors import ConfigError, InferplaneError, ResolutionError
 from ...ops import DEFAULTS, DTYPES, BatchShape, Spec
+from ...ops.quantize import CODES
 from ...platforms import registry
 from ...platforms.contract import CONTRACT, Availability, Buckets, Capabilities, Options
 from ..address import Address
 from ..case import Failed, Family, Params, Run
-from ..examples import PLAIN, dtype_of, specs
+from ..examples import PLAIN, dtype_of, quantized, specs
 from ..rig import Rig
 from ..xfail import excuses
 
@@ -119,7 +120,8 @@ def _capabilities(params: Params, address: Address, rig: Rig) -> None:
     unknown = sorted(set(said.dtypes) - set(DTYPES))
     expect(not unknown, f"capabilities.dtypes names {', '.join(unknown)}; known: {', '.join(DTYPES)}")
     expect(all(type(size) is int and size > 0 for size in said.block_tokens), f"block sizes {said.block_tokens} must be integers above 0")
-    expect(all(isinstance(one, str) for one in said.schemes), f"schemes {said.schemes} must be names")
+    strange = [one for one in said.schemes if one not in CODES]
+    expect(not strange, f"capabilities.schemes names {strange}; a scheme is named by the dtype of its codes: {', '.join(CODES)}")
     expect(said.grade in GRADES, f"grade {said.grade!r}; known: {', '.join(GRADES)}")
 
 
@@ -283,6 +285,19 @@ def _refusals(params: Params, address: Address, rig: Rig) -> None:
                 raise Failed(f"{kernel.name} says no to {spec} ({reason}) and can be bound to it")
 
 
+def _schemes(params: Params, address: Address, rig: Rig) -> None:
+    """What is declared is what kernels take, by the dtype of the codes: in some form, and in none where it is not declared."""
+    dtype, said = rig.platform.capabilities.dtypes[0], rig.platform.capabilities.schemes
+    kernels = [kernel for kernel in rig.kernels if kernel.op == "linear"]
+    for weight in CODES:
+        taken = [(kernel, spec) for kernel in kernels for spec in quantized(dtype, weight) if kernel.supports(spec) is None]
+        if weight in said:
+            expect(taken, f"capabilities.schemes names {weight}, and no kernel for linear takes any of its schemes")
+        elif taken:
+            kernel, spec = taken[0]
+            raise Failed(f"{kernel.name} takes the scheme {spec.scheme}, and capabilities.schemes leaves out {weight}")
+
+
 def _explicit(params: Params, address: Address, rig: Rig) -> None:
     """A kernel that does not exist is refused, with the nearest that does."""
     dtype = rig.platform.capabilities.dtypes[0]
@@ -307,5 +322,5 @@ FAMILIES = [Family(f"contract.{name}", 0, axes, checked(check), feature="contrac
     ("kernels", _kernels, {}), ("kernel_names", _kernel_names, {}), ("kernels_stable", _kernels_stable, {}),
     ("batch_invariant", _batch_invariant, {}),
     ("explicit_kernel", _explicit, {}), ("required", _required, {"op": REQUIRED}), ("supports", _supports, {"op": tuple(PLAIN)}),
-    ("refusals", _refusals, {"op": tuple(PLAIN)}),
+    ("refusals", _refusals, {"op": tuple(PLAIN)}), ("schemes", _schemes, {}),
 )]

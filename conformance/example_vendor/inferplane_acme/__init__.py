@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from inferplane.errors import ConfigError
 from inferplane.ops import Kernel
+from inferplane.ops.quantize import CODES
 from inferplane.platforms.contract import CONTRACT, Availability, Capabilities, Options
 from inferplane.platforms.families.numpy import HostPlatform, reference_kernels
 
@@ -17,7 +18,7 @@ class Acme(HostPlatform):
     name = "acme"
     contract = CONTRACT
     preference = -1
-    capabilities = Capabilities(dtypes=("float32",), devices=("acme0",))
+    capabilities = Capabilities(dtypes=("float32",), schemes=tuple(CODES), devices=("acme0",))
 
     def __init__(self, options: Options) -> None:
         if options.text or options.extra:
