@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from itertools import product
 from typing import Any
 
 from ..ops import (
@@ -108,16 +107,14 @@ def specs(op: str, dtype: str) -> Iterator[Spec]:
             yield PLAIN[op](other)
 
 
-FORMS = ("", ":g32", ":g64", ":g128", ":g128:r128", ":rall", ":g32:float16", ":g128:bfloat16", ":zeros", ":g32:zeros", ":g128:zeros")
+FORMS = ("", ":g32", ":g64", ":g128", ":g128:r128", ":rall", ":g32:float16", ":g128:bfloat16")
 ACTIVATED = ("", ":a8", ":a8g32", ":a8g128", ":af8", ":af8g128")
+"""What usual schemes say behind the dtype of their codes: of the weight, then of activations."""
 
 
-def quantized(dtype: str, weight: str) -> Iterator[Linear]:
-    """The usual forms of schemes whose codes are `weight`, each on a plain linear that its groups divide."""
-    for form, activation in product(FORMS, ACTIVATED):
-        if not (weight.startswith("float") and "zeros" in form):
-            scheme = Scheme.parse(f"{weight}{form}{activation}")
-            yield Linear(input=Dim(256, "embed"), outputs=(Dim(128, "mlp"),), dtype=dtype, scheme=scheme)
+def quantized(dtype: str, scheme: str) -> Linear:
+    """A plain linear under a scheme, which groups of the usual sizes divide."""
+    return Linear(input=Dim(256, "embed"), outputs=(Dim(128, "mlp"),), dtype=dtype, scheme=Scheme.parse(scheme))
 
 
 def dtype_of(spec: Any) -> str | None:

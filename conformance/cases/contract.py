@@ -7,17 +7,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
 from importlib import metadata
+from itertools import product
 
 from ...core.resolve import BoundOps, Choice, Resolution, resolve
 from ...core.trace import Trace
-from ...errors import ConfigError, InferplaneError, ResolutionError
-from ...ops import DEFAULTS, DTYPES, BatchShape, Spec
+from ...errors import ConfigError, InferplaneError, ResolutionError, SpecError
+from ...ops import DEFAULTS, DTYPES, BatchShape, Scheme, Spec
 from ...ops.quantize import CODES
 from ...platforms import registry
 from ...platforms.contract import CONTRACT, Availability, Buckets, Capabilities, Options
 from ..address import Address
 from ..case import Failed, Family, Params, Run
-from ..examples import PLAIN, dtype_of, quantized, specs
+from ..examples import ACTIVATED, FORMS, PLAIN, dtype_of, quantized, specs
 from ..rig import Rig
 from ..xfail import excuses
 
@@ -120,8 +121,11 @@ def _capabilities(params: Params, address: Address, rig: Rig) -> None:
     unknown = sorted(set(said.dtypes) - set(DTYPES))
     expect(not unknown, f"capabilities.dtypes names {', '.join(unknown)}; known: {', '.join(DTYPES)}")
     expect(all(type(size) is int and size > 0 for size in said.block_tokens), f"block sizes {said.block_tokens} must be integers above 0")
-    strange = [one for one in said.schemes if one not in CODES]
-    expect(not strange, f"capabilities.schemes names {strange}; a scheme is named by the dtype of its codes: {', '.join(CODES)}")
+    for text in said.schemes:
+        try:
+            Scheme.parse(text)
+        except SpecError as error:
+            raise Failed(f"capabilities.schemes names {text!r}, which is no scheme: {error}") from None
     expect(said.grade in GRADES, f"grade {said.grade!r}; known: {', '.join(GRADES)}")
 
 
@@ -286,16 +290,21 @@ def _refusals(params: Params, address: Address, rig: Rig) -> None:
 
 
 def _schemes(params: Params, address: Address, rig: Rig) -> None:
-    """What is declared is what kernels take, by the dtype of the codes: in some form, and in none where it is not declared."""
+    """Each scheme that is declared is taken by a kernel, and no kernel takes codes of a dtype that no declared one has."""
     dtype, said = rig.platform.capabilities.dtypes[0], rig.platform.capabilities.schemes
     kernels = [kernel for kernel in rig.kernels if kernel.op == "linear"]
-    for weight in CODES:
-        taken = [(kernel, spec) for kernel in kernels for spec in quantized(dtype, weight) if kernel.supports(spec) is None]
-        if weight in said:
-            expect(taken, f"capabilities.schemes names {weight}, and no kernel for linear takes any of its schemes")
-        elif taken:
-            kernel, spec = taken[0]
-            raise Failed(f"{kernel.name} takes the scheme {spec.scheme}, and capabilities.schemes leaves out {weight}")
+    for text in said:
+        spec = quantized(dtype, text)
+        reasons = [(kernel.name, kernel.supports(spec)) for kernel in kernels]
+        expect(
+            any(reason is None for _, reason in reasons),
+            f"capabilities.schemes names {text}, and no kernel takes it: {'; '.join(f'{name}: {reason}' for name, reason in reasons)}",
+        )
+    for form in product(set(CODES) - {Scheme.parse(text).weight for text in said}, FORMS, ACTIVATED):
+        spec = quantized(dtype, "".join(form))
+        taker = next((kernel for kernel in kernels if kernel.supports(spec) is None), None)
+        if taker is not None:
+            raise Failed(f"{taker.name} takes the scheme {spec.scheme}, and capabilities.schemes names none with codes of {form[0]}")
 
 
 def _explicit(params: Params, address: Address, rig: Rig) -> None:
