@@ -107,6 +107,16 @@ def specs(op: str, dtype: str) -> Iterator[Spec]:
             yield PLAIN[op](other)
 
 
+FORMS = ("", ":g32", ":g64", ":g128", ":g128:r128", ":rall", ":g32:float16", ":g128:bfloat16")
+ACTIVATED = ("", ":a8", ":a8g32", ":a8g128", ":af8", ":af8g128")
+"""What usual schemes say behind the dtype of their codes: of the weight, then of activations."""
+
+
+def quantized(dtype: str, scheme: str) -> Linear:
+    """A plain linear under a scheme, which groups of the usual sizes divide."""
+    return Linear(input=Dim(256, "embed"), outputs=(Dim(128, "mlp"),), dtype=dtype, scheme=Scheme.parse(scheme))
+
+
 def dtype_of(spec: Any) -> str | None:
     """What it computes in; of a composed spec, what its first part does."""
     if hasattr(spec, "dtype"):

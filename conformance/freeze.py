@@ -58,9 +58,19 @@ def _core(dtype: str) -> tuple[Part, ...]:
     )
 
 
+def _quantized(weight: str, schemes: tuple[str, ...], activations: tuple[str, ...], graphs: tuple[str, ...]) -> tuple[Part, ...]:
+    """Linears whose codes are of one dtype, with what checkpoints of that kind have, and whole models under such schemes."""
+    values = {"dtype": ("float32", "bfloat16"), "scheme": schemes, "activation": ("none", *activations)}
+    return (
+        Part(("contract.schemes",)), Part((f"linear.{weight}",), 150, values),
+        Part(("graph.quantized",), 40, {"dtype": ("float32", "bfloat16"), "scheme": graphs}),
+    )
+
+
 PROFILES: dict[str, tuple[Part, ...]] = {
     "core": (
-        *_core("float32"), Part(_families("contract."), values=USUAL), Part(("sample.draw",), 120), Part(("lookup.derive",), 30),
+        *_core("float32"), Part(_families("contract.", but=lambda name: name == "contract.schemes"), values=USUAL),
+        Part(("sample.draw",), 120), Part(("lookup.derive",), 30),
         Part(("graph.greedy", *ENGINE), values=USUAL),
     ),
     "bfloat16": _core("bfloat16"),
@@ -72,6 +82,14 @@ PROFILES: dict[str, tuple[Part, ...]] = {
     ),
     "sinks": (Part(FEATURES, 60, {**USUAL, "window": WINDOWS, "sinks": ("yes",), "softcap": ("none",)}),),
     "experts": (Part(("experts.router", "experts.moe"), 120, {"dtype": ("float32",)}),),
+    "int8": _quantized(
+        "int8", ("int8", "int8.g64.float16", "int8.g128.bfloat16"), ("a8", "a8g32", "a8g128"), ("int8.g64", "int8.a8", "int8.a8g128")),
+    "int4": _quantized(
+        "int4", ("int4.g32.float16", "int4.g64.zeros.bfloat16", "int4.g128", "int4.g128.zeros.float16"), ("a8", "a8g32", "a8g128"),
+        ("int4.g32.float16", "int4.g32.float16.a8g32")),
+    "fp8": _quantized(
+        "fp8", ("float8_e4m3fn", "float8_e4m3fn.rall", "float8_e4m3fn.g128.r128"), ("af8", "af8g128"),
+        ("float8_e4m3fn.g128.r128", "float8_e4m3fn.g128.r128.af8g128")),
     "perf": (Part(_families("roofline.")),),
     "deterministic": (Part(("engine.deterministic",), values={"dtype": ("float32", "bfloat16")}),),
 }

@@ -76,7 +76,7 @@ def greedy(loaded: Loaded, prompt: Sequence[int], steps: int) -> Array:
 
 def load_on(
     rig: Rig, source: RandomSource, *, platform: Platform | None = None, dtype: str = "float32", length: int = CONTEXT,
-    block_tokens: int | None = None, deterministic: bool = False,
+    block_tokens: int | None = None, deterministic: bool = False, quantization: str | None = None,
 ) -> Loaded:
     """The model on the rig's platform (or on another like it), with the rig's kernels, for sequences of `length` tokens.
 
@@ -86,7 +86,8 @@ def load_on(
     said = platform.capabilities
     if dtype not in said.dtypes or (block_tokens is not None and block_tokens not in said.block_tokens):
         raise Unsupported(f"capabilities: {', '.join(said.dtypes)}, in blocks of {', '.join(map(str, said.block_tokens))} tokens")
-    options = LoadOptions(dtype=dtype, max_model_len=length, block_tokens=block_tokens, deterministic=deterministic)
+    options = LoadOptions(dtype=dtype, max_model_len=length, block_tokens=block_tokens, deterministic=deterministic,
+                          quantization=quantization)
     own = {(kernel.op, kernel.name) for kernel in platform.kernels()}
     added = [kernel for kernel in rig.kernels if (kernel.op, kernel.name) not in own]
     try:

@@ -62,7 +62,8 @@ class Problem:
 
     spec: Spec
     arguments: tuple[Any, ...]
-    weight: tuple[Array | Quantized, ...] = ()
+    weight: tuple[Any, ...] = ()
+    """Host arrays; of a quantized linear `Quantized`, and arrays of biases."""
     packed: Packed | None = None
     paged: Paged | None = None
     last_token: Array | None = None
@@ -136,7 +137,7 @@ def elsewhere(array: Array) -> Array:
     return np.roll(array[::-1], 1, axis=-1) if array.ndim else array
 
 
-def other_weight(part: Array | Quantized) -> Any:
+def other_weight(part: Any) -> Any:
     """Another weight of the same shape; of a quantized one, with other codes, scales and zero points."""
     if not isinstance(part, Quantized):
         return elsewhere(part)

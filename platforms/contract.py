@@ -61,7 +61,7 @@ class Capabilities:
     block_tokens: tuple[int, ...] = (16, 32, 64, 128, 256, 8, 1)
     """Sizes of a KV block, the preferred one first."""
     schemes: tuple[str, ...] = ()
-    """Quantization schemes of weights."""
+    """Schemes of weights that kernels take, as text (`ops.Scheme`): at least one for each dtype of codes that is taken at all."""
     buckets: Buckets | None = None
     """None: shapes may differ from step to step."""
     devices: tuple[str, ...] = ("cpu",)

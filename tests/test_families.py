@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inferplane.conformance.case import Verdict
+from inferplane.conformance.cases import find
+from inferplane.conformance.rig import Rig
 from inferplane.core.graph import DERIVE
 from inferplane.core.loader import Loaded, LoadOptions, load
 from inferplane.core.request import Request, SamplingParams
@@ -56,9 +59,11 @@ from inferplane.ops import (
     unpack,
 )
 from inferplane.ops.elementwise import FORMULAS
+from inferplane.ops.quantize import dequantized, quantize, quantized_rows
 from inferplane.ops.threefry import uniforms
 from inferplane.ops.tolerance import exact, naive_relative, within
 from inferplane.platforms.contract import CONTRACT, Availability, Buckets, Capabilities, Options, Platform
+from inferplane.platforms.families.supports import SCHEMES
 from inferplane.platforms.reference import Reference
 
 Array = np.ndarray[Any, Any]
@@ -73,7 +78,8 @@ def torch_cpu(dtypes: Sequence[str] = ("float32", "bfloat16")) -> Platform:
     from inferplane.platforms.families.torch import TorchPlatform
 
     class TorchCpu(TorchPlatform):
-        name, contract, capabilities = "torch-cpu", CONTRACT, Capabilities(dtypes=tuple(dtypes), block_tokens=(BLOCK_TOKENS,))
+        name, contract = "torch-cpu", CONTRACT
+        capabilities = Capabilities(dtypes=tuple(dtypes), block_tokens=(BLOCK_TOKENS,), schemes=SCHEMES)
 
         @classmethod
         def probe(cls, options: Options) -> Availability:
@@ -91,7 +97,7 @@ def jax_cpu() -> Platform:
 
     class JaxCpu(JaxPlatform):
         name, contract = "jax-cpu", CONTRACT
-        capabilities = Capabilities(dtypes=("float32", "bfloat16"), block_tokens=(BLOCK_TOKENS,), buckets=SMALL_BUCKETS)
+        capabilities = Capabilities(("float32", "bfloat16"), block_tokens=(BLOCK_TOKENS,), buckets=SMALL_BUCKETS, schemes=SCHEMES)
 
         @classmethod
         def probe(cls, options: Options) -> Availability:
@@ -221,6 +227,63 @@ def test_a_kernel_stays_within_its_ops_bound(platform: Platform, case: Case, dty
     for found, wanted, size in zip(actual, expected, magnitude or [None] * len(expected), strict=True):
         assert found.dtype == DTYPES[getattr(spec, "out_dtype", None) or dtype]
         assert within(found, wanted, depth=spec.tolerance.depth, magnitude=size) is None
+
+
+QUANTIZED = (
+    "int8:a8", "int8:rall", "int8:g8:zeros:bfloat16:a8g16", "int4:g16:float16:a8g8", "int4:g5:zeros", "float8_e4m3fn:g16:r4:af8g16",
+    "float8_e4m3fn:af8",
+)
+
+
+def strange_rows(inputs: int) -> Array:
+    """Numbers, zeros, a NaN, an infinity, next to nothing, and ties."""
+    x = np.random.default_rng(5).normal(size=(7, inputs)).astype(np.float32)
+    x[1], x[4] = 0, 1e-42
+    x[2, 3], x[3, 1] = np.nan, -np.inf
+    x[5] = np.resize([127.0, 0.5, 1.5, -2.5], inputs)
+    return x
+
+
+@pytest.mark.parametrize("dtype", DTYPE_IDS)
+@pytest.mark.parametrize("text", QUANTIZED)
+def test_a_quantized_linear_is_the_product_of_what_its_codes_stand_for(platform: Platform, text: str, dtype: str) -> None:
+    scheme, rng = Scheme.parse(text), np.random.default_rng(3)
+    spec = Linear(input=Dim(37), outputs=(Dim(9), Dim(5)), dtype=dtype, bias=True, out_dtype="float32", scheme=scheme)
+    parts: list[Any] = [quantize(rng.normal(size=(dim.size, 37)), scheme) for dim in spec.outputs]
+    parts += [rounded(rng.normal(size=dim.size), dtype) for dim in spec.outputs]
+    x = rounded(rng.normal(size=(6, 37)), dtype)
+    expected, magnitude = spec.reference(x, parts, None), spec.magnitude(x, parts, None)
+    for place, found in enumerate(run(platform, spec, x, WEIGHT, None, parts=parts)):
+        assert found.dtype == np.float32
+        assert within(found, expected[place], depth=spec.tolerance.depth, magnitude=magnitude[place]) is None
+    plain = np.asarray(x, np.float64) @ dequantized(parts[0], scheme).T
+    assert scheme.activation is None or not np.allclose(expected[0], plain + parts[2].astype(np.float64), rtol=1e-4)
+    assert [one.shape for one in run(platform, spec, x[:0], WEIGHT, None, parts=parts)] == [(0, 9), (0, 5)]
+
+
+@pytest.mark.parametrize("text", [text for text in QUANTIZED if ":a" in text])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_get_the_codes_and_scales_of_the_definition(family: str, text: str) -> None:
+    """Ties, zeros, NaN and infinities included."""
+    platform, scheme, x = FAMILIES[family](), Scheme.parse(text), strange_rows(37)
+    ours = import_module(f"inferplane.platforms.families.{family}.quantized").quantized_rows
+    packed, state = NOTHING, platform.allocate([], [], slots=1)
+    step = platform.compile(lambda weights, *_: ours(weights, scheme), packed.shape)
+    codes, scales = platform.submit(step, platform.put(x), state, packed).result()
+    platform.close()
+    wanted, sizes = quantized_rows(x, scheme)
+    finite = np.isfinite(np.repeat(sizes, scheme.activation_group or 37, axis=-1)[:, :37])
+    assert exact(np.asarray(scales)[..., 0], np.where(sizes < 1e-40, np.asarray(scales)[..., 0], sizes)) is None
+    found = np.asarray(codes).reshape(7, -1)[:, :37]
+    assert found.dtype == wanted.dtype
+    assert (found.astype(np.float32) == wanted.astype(np.float32))[finite].all()
+
+
+def test_the_schemes_that_are_declared_are_those_that_are_taken(platform: Platform) -> None:
+    assert find("contract.schemes").run(Rig(platform)).verdict is Verdict.PASS
+    broken = SimpleNamespace(name=platform.name, capabilities=replace(platform.capabilities, schemes=()), kernels=platform.kernels)
+    told = find("contract.schemes").run(Rig(broken))  # type: ignore[arg-type]
+    assert told.verdict is Verdict.FAIL and "takes the scheme" in told.detail
 
 
 @pytest.mark.parametrize("dtype", DTYPE_IDS)
@@ -714,11 +777,11 @@ def test_a_platform_class_is_imported_without_its_framework(family: str) -> None
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        (Linear(input=Dim(4), outputs=(Dim(4),), dtype="float32", scheme=Scheme("int4")), "scheme int4"),
+        (Linear(input=Dim(4), outputs=(Dim(4),), dtype="float32", scheme=Scheme("int4"), out_dtype="float16"), "out_dtype float16"),
         (Linear(input=Dim(4), outputs=(Dim(4),), dtype="float32", reduce=True), "sharded"),
         (Add(dtype="float64"), "dtype float64"),
     ],
-    ids=["scheme", "reduce", "float64"],
+    ids=["out-dtype", "reduce", "float64"],
 )
 def test_what_is_not_supported_has_a_reason(platform: Platform, spec: Spec, reason: str) -> None:
     answers = [kernel.supports(spec) for kernel in platform.kernels() if kernel.op == spec.op]

@@ -7,7 +7,8 @@ import pytest
 from inferplane.core.quantization import PRESETS, asked_scheme
 from inferplane.errors import ConfigError, SpecError
 from inferplane.ops import Dim, Linear, Quantized, Scheme
-from inferplane.ops.quantize import dequantized, quantize, quantized_rows, requantized
+from inferplane.ops.quantize import dequantized, quantize, quantized_rows, requantized, undecided
+from inferplane.ops.tolerance import within
 
 TEXTS = (
     "int8", "int8:a8", "int8:a8g128", "int4:g32:float16:a8g32", "int4:g64:zeros:bfloat16", "float8_e4m3fn:g128:r128:af8g128",
@@ -86,3 +87,32 @@ def test_a_quantized_linear_is_the_product_of_what_the_codes_stand_for(weight: n
     assert np.abs(made - x.astype(np.float64) @ weight.T.astype(np.float64)).max() < 0.6
     assert (spec.magnitude(x, [quantize(weight, scheme)], None) >= np.abs(made) - 1e-9).all()
     assert isinstance(quantize(weight, scheme), Quantized)
+
+
+@pytest.mark.parametrize("text", ["int8:a8", "int8:a8g3", "int8:af8"])
+def test_only_what_lies_at_a_tie_is_undecided_and_by_one_step(text: str) -> None:
+    scheme = Scheme.parse(text)
+    ties = np.array([[448.0, 17.0, 16.0]] if "af8" in text else [[127.0, 2.5, 2.0]], np.float32)
+    assert undecided(ties, scheme).tolist() == [[0.0, 2.0 if "af8" in text else 1.0, 0.0]]
+    x = np.random.default_rng(3).normal(size=(40, 33)).astype(np.float32)
+    assert (undecided(x, scheme) > 0).mean() < 1e-2
+    assert undecided(np.array([[0, np.nan, 1]], np.float32), scheme).shape == (1, 3)
+
+
+def test_a_code_at_a_tie_may_be_its_neighbour_and_no_other_code_may() -> None:
+    scheme = Scheme("int8", activation="int8")
+    spec = Linear(input=Dim(3), outputs=(Dim(1),), dtype="float32", scheme=scheme)
+    x, weight = np.array([[127.0, 2.5, 2.0]], np.float32), [Quantized(np.array([[1, 10, 10]], np.int8), np.ones((1, 1), np.float32))]
+    bound = {"depth": spec.tolerance.depth, "magnitude": spec.magnitude(x, weight, None)}
+    right = spec.reference(x, weight, None)
+    assert right.tolist() == [[127 + 20 + 20]], "2.5 goes to the even code"
+    assert within(np.float32([[127 + 30 + 20]]), right, **bound) is None
+    assert within(np.float32([[127 + 30 + 30]]), right, **bound) is not None
+    assert within(np.float32([[127 + 20 + 9]]), right, **bound) is not None
+
+
+def test_a_result_just_below_a_power_of_two_may_be_rounded_above_it() -> None:
+    """There the dtype is coarser: 8 - 0.01 with a last step of 0.03, then rounded among 8, 8.0625."""
+    expected, magnitude = np.array([7.99]), np.array([0.05])
+    assert within(np.array([8.0625], ml_dtypes.bfloat16), expected, depth=2**24, magnitude=magnitude) is None
+    assert within(np.array([8.125], ml_dtypes.bfloat16), expected, depth=2**24, magnitude=magnitude) is not None

@@ -20,6 +20,7 @@ KNOWN_BUGS = {
     "vllm-plugin-FL #353", "vLLM #3385", "transformers #29623", "mlx-lm #390", "tenstorrent/vllm #415", "vLLM #45704", "LMCache #1856",
     "openvino.genai #3722", "vLLM #44701", "LMCache #1139", "triton #630", "triton #187", "sglang #39626", "kernels-community #1153",
     "vllm-xpu-kernels #66", "sglang #25919", "tpu-inference #1386", "vLLM #41598", "sglang #35697", "neuralmagic/vllm #92",
+    "mlx #3854", "vllm-ascend #9159", "sglang #32839", "vLLM #48810", "oneDNN #476", "ROCm/TransformerEngine #485",
     "vLLM #40628", "vLLM #50292", "vLLM #31643", "vLLM #57158",
 }
 """What public projects shipped in ops, attention, sampling and the engine, by one report of each kind."""

@@ -53,9 +53,10 @@ def speed_cases() -> list[Case]:
 
 QUICK = 40
 """Cases of a family in the quick list, unless said otherwise."""
-QUICK_MORE = {"linear.plain": 100, "sample.draw": 100, "rope.plain": 80, "kv.write": 80, "experts.moe": 60} | {
-    f"attention.{kind}.features": 80 for kind in attention.ROWS
-}
+QUICK_MORE = {
+    "linear.plain": 100, "linear.int8": 80, "linear.int4": 80, "linear.fp8": 80, "sample.draw": 100, "rope.plain": 80, "kv.write": 80,
+    "experts.moe": 60, "graph.quantized": 20,
+} | {f"attention.{kind}.features": 80 for kind in attention.ROWS}
 
 
 def spread(family: Family) -> list[Case]:

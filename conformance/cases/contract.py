@@ -7,16 +7,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
 from importlib import metadata
+from itertools import product
 
 from ...core.resolve import BoundOps, Choice, Resolution, resolve
 from ...core.trace import Trace
-from ...errors import ConfigError, InferplaneError, ResolutionError
-from ...ops import DEFAULTS, DTYPES, BatchShape, Spec
+from ...errors import ConfigError, InferplaneError, ResolutionError, SpecError
+from ...ops import DEFAULTS, DTYPES, BatchShape, Scheme, Spec
+from ...ops.quantize import CODES
 from ...platforms import registry
 from ...platforms.contract import CONTRACT, Availability, Buckets, Capabilities, Options
 from ..address import Address
 from ..case import Failed, Family, Params, Run
-from ..examples import PLAIN, dtype_of, specs
+from ..examples import ACTIVATED, FORMS, PLAIN, dtype_of, quantized, specs
 from ..rig import Rig
 from ..xfail import excuses
 
@@ -119,7 +121,11 @@ def _capabilities(params: Params, address: Address, rig: Rig) -> None:
     unknown = sorted(set(said.dtypes) - set(DTYPES))
     expect(not unknown, f"capabilities.dtypes names {', '.join(unknown)}; known: {', '.join(DTYPES)}")
     expect(all(type(size) is int and size > 0 for size in said.block_tokens), f"block sizes {said.block_tokens} must be integers above 0")
-    expect(all(isinstance(one, str) for one in said.schemes), f"schemes {said.schemes} must be names")
+    for text in said.schemes:
+        try:
+            Scheme.parse(text)
+        except SpecError as error:
+            raise Failed(f"capabilities.schemes names {text!r}, which is no scheme: {error}") from None
     expect(said.grade in GRADES, f"grade {said.grade!r}; known: {', '.join(GRADES)}")
 
 
@@ -283,6 +289,24 @@ def _refusals(params: Params, address: Address, rig: Rig) -> None:
                 raise Failed(f"{kernel.name} says no to {spec} ({reason}) and can be bound to it")
 
 
+def _schemes(params: Params, address: Address, rig: Rig) -> None:
+    """Each scheme that is declared is taken by a kernel, and no kernel takes codes of a dtype that no declared one has."""
+    dtype, said = rig.platform.capabilities.dtypes[0], rig.platform.capabilities.schemes
+    kernels = [kernel for kernel in rig.kernels if kernel.op == "linear"]
+    for text in said:
+        spec = quantized(dtype, text)
+        reasons = [(kernel.name, kernel.supports(spec)) for kernel in kernels]
+        expect(
+            any(reason is None for _, reason in reasons),
+            f"capabilities.schemes names {text}, and no kernel takes it: {'; '.join(f'{name}: {reason}' for name, reason in reasons)}",
+        )
+    for form in product(set(CODES) - {Scheme.parse(text).weight for text in said}, FORMS, ACTIVATED):
+        spec = quantized(dtype, "".join(form))
+        taker = next((kernel for kernel in kernels if kernel.supports(spec) is None), None)
+        if taker is not None:
+            raise Failed(f"{taker.name} takes the scheme {spec.scheme}, and capabilities.schemes names none with codes of {form[0]}")
+
+
 def _explicit(params: Params, address: Address, rig: Rig) -> None:
     """A kernel that does not exist is refused, with the nearest that does."""
     dtype = rig.platform.capabilities.dtypes[0]
@@ -307,5 +331,5 @@ FAMILIES = [Family(f"contract.{name}", 0, axes, checked(check), feature="contrac
     ("kernels", _kernels, {}), ("kernel_names", _kernel_names, {}), ("kernels_stable", _kernels_stable, {}),
     ("batch_invariant", _batch_invariant, {}),
     ("explicit_kernel", _explicit, {}), ("required", _required, {"op": REQUIRED}), ("supports", _supports, {"op": tuple(PLAIN)}),
-    ("refusals", _refusals, {"op": tuple(PLAIN)}),
+    ("refusals", _refusals, {"op": tuple(PLAIN)}), ("schemes", _schemes, {}),
 )]

@@ -62,6 +62,11 @@ def _together(params: Params) -> bool:
     return not params["model"].startswith("llama") or params["window"] == "none"
 
 
+def _crossing_ties(params: Params) -> bool:
+    """Activations are quantized in the narrow dtypes only: a naive run then crosses as many ties, and in float32 it may cross none."""
+    return params["dtype"] != "float32" or ".a" not in params["scheme"]
+
+
 def _logits(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     """In one step, and in two: both as near to float64 as the reference is, but for the factor."""
     source = RandomSource(config(params), address.seed, params["dtype"])
@@ -81,6 +86,25 @@ def _logits(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
         reason = tolerance.naive_relative(found, expected.naive[0], expected.results[0], factor=FACTOR, depth=DEPTH)
         if reason is not None:
             raise Failed(f"logits {what} {reason}")
+    return _kernels(loaded)
+
+
+def _quantized(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
+    """Against the same codes of weights in float64."""
+    scheme = params["scheme"].replace(".", ":")
+    source = RandomSource(config(params), address.seed, params["dtype"])
+    loaded = load_on(rig, source, dtype=params["dtype"], length=LENGTH, quantization=scheme)
+    tokens = address.random().integers(0, loaded.model.vocab_size, TOKENS).tolist()
+
+    def compute() -> Expected:
+        exact, usual = (logits(_reference(rig, source, dtype, scheme), tokens) for dtype in ("float64", params["dtype"]))
+        return Expected([exact.astype(np.float64)], ["float32"], [usual])
+
+    expected = rig.oracle.kept(address, compute)
+    assert expected.naive is not None
+    reason = tolerance.naive_relative(logits(loaded, tokens), expected.naive[0], expected.results[0], factor=FACTOR, depth=DEPTH)
+    if reason is not None:
+        raise Failed(f"logits {reason}")
     return _kernels(loaded)
 
 
@@ -114,8 +138,8 @@ def _open(scores: Array, found: int, wanted: int) -> bool:
     return bool(scores[wanted] - scores[found] <= FACTOR * DEPTH * 2.0**-24 * np.abs(scores).max())
 
 
-def _reference(rig: Rig, source: RandomSource, dtype: str) -> Loaded:
-    return load(source, rig.oracle.platform, LoadOptions(dtype=dtype, max_model_len=LENGTH))
+def _reference(rig: Rig, source: RandomSource, dtype: str, quantization: str | None = None) -> Loaded:
+    return load(source, rig.oracle.platform, LoadOptions(dtype=dtype, max_model_len=LENGTH, quantization=quantization))
 
 
 def _kernels(loaded: Loaded) -> tuple[str, ...]:
@@ -132,6 +156,11 @@ FAMILIES = [
         "vocab": ("97", "128", "130", "257"), "tied": YES_NO,
     }, _logits),
     _family("graph.rope", {"model": ("llama", "qwen3", "mistral"), "dtype": DTYPE, "rope": tuple(ROPES), "dim": ("64", "80")}, _logits),
+    Family("graph.quantized", 3, {
+        "model": ("llama", "qwen2", "qwen3"), "dtype": DTYPE, "heads": ("4/2", "14/2"),
+        "scheme": ("int8.g64", "int8.a8", "int8.a8g128", "int4.g32.float16", "int4.g32.float16.a8g32", "float8_e4m3fn.g128.r128",
+                   "float8_e4m3fn.g128.r128.af8g128"),
+    }, _quantized, _crossing_ties),
     _family("graph.greedy", {
         "model": ("llama", "qwen2", "qwen3", "mistral"), "heads": ("4/4", "14/2", "7/1"), "window": WINDOWS[:3],
         "prompt": ("1", "16", "31"),

@@ -176,11 +176,11 @@ def _smallest_not_negated(x: Array, tensor: Array) -> Array:
 
 def _with_integers(dot: Callable[[Array, Array], Array]) -> Run:
     """`dot` where both sides are 8-bit integers; what is right elsewhere."""
-    def run(spec: Linear, x: Array, *rest: Any) -> Any:
+    def run(spec: Linear, x: Array, weight: Sequence[Any], batch: Any) -> Any:
         scheme = spec.scheme or Scheme("int8")
         if scheme.activation == "int8" and not scheme.weight.startswith("float"):
-            return by_integers(spec, x, *rest, dot)
-        return by_integers(spec, x, *rest)
+            return by_integers(spec, x, weight, batch, dot)
+        return by_integers(spec, x, weight, batch)
 
     return run
 

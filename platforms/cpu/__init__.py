@@ -20,7 +20,7 @@ class Cpu(HostPlatform):
     name = "cpu"
     contract = CONTRACT
     preference = 0
-    capabilities = Capabilities(dtypes=("bfloat16", "float32", "float16"), schemes=SCHEMES)
+    capabilities = Capabilities(dtypes=("bfloat16", "float32", "float16"), schemes=(*SCHEMES, "float8_e4m3fn"))
 
     def __init__(self, options: Options) -> None:
         isa = dict(options.extra).pop("isa", "auto")

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...ops import Linear, Support
+from ...ops.quantize import CODES
 
 COMPUTES = ("float32", "bfloat16", "float16")
+SCHEMES = tuple(CODES)
+"""For `Capabilities.schemes`: every way to quantize a weight, in groups of any size."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,18 @@ class Plain:
         return None if spec.dtype in COMPUTES else f"dtype {spec.dtype}; plain {self.framework} kernels compute in {', '.join(COMPUTES)}"
 
     def single(self, spec: Linear) -> Support:
-        return self._linear(spec) or (f"{len(spec.outputs)} outputs need a fused weight" if len(spec.outputs) > 1 else None)
+        return self._plain(spec) or (f"{len(spec.outputs)} outputs need a fused weight" if len(spec.outputs) > 1 else None)
 
     def fused(self, spec: Linear) -> Support:
-        return self._linear(spec) or ("one output needs no fused weight" if len(spec.outputs) == 1 else None)
+        return self._plain(spec) or ("one output needs no fused weight" if len(spec.outputs) == 1 else None)
+
+    def quantized(self, spec: Linear) -> Support:
+        return "for weights under a scheme, and this one has none" if spec.scheme is None else self._linear(spec)
+
+    def _plain(self, spec: Linear) -> Support:
+        return self._linear(spec) if spec.scheme is None else f"scheme {spec.scheme} is another kernel's; this one takes floats"
 
     def _linear(self, spec: Linear) -> Support:
-        if spec.scheme is not None:
-            return f"scheme {spec.scheme} is not implemented in plain {self.framework}; only unquantized weights are"
         if spec.reduce:
             return f"the input axis is sharded, and plain {self.framework} kernels have no collectives; the platform brings its own"
         if spec.out_dtype not in (None, spec.dtype, "float32"):

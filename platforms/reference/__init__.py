@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ...errors import ConfigError
 from ...ops import FLOATS, Kernel
 from ..contract import CONTRACT, Availability, Capabilities, Options
-from ..families.numpy import HostPlatform, reference_kernels
+from ..families.numpy import SCHEMES, HostPlatform, reference_kernels
 
 
 class Reference(HostPlatform):
@@ -15,7 +15,7 @@ class Reference(HostPlatform):
     name = "reference"
     contract = CONTRACT
     preference = -1
-    capabilities = Capabilities(dtypes=("float32", *(dtype for dtype in FLOATS if dtype != "float32")))
+    capabilities = Capabilities(dtypes=("float32", *(dtype for dtype in FLOATS if dtype != "float32")), schemes=SCHEMES)
 
     def __init__(self, options: Options) -> None:
         if options.text or options.extra:

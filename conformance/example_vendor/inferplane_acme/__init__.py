@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from inferplane.errors import ConfigError
 from inferplane.ops import Kernel
 from inferplane.platforms.contract import CONTRACT, Availability, Capabilities, Options
-from inferplane.platforms.families.numpy import HostPlatform, reference_kernels
+from inferplane.platforms.families.numpy import SCHEMES, HostPlatform, reference_kernels
 
 from .kernels import own_kernels
 
@@ -17,7 +17,7 @@ class Acme(HostPlatform):
     name = "acme"
     contract = CONTRACT
     preference = -1
-    capabilities = Capabilities(dtypes=("float32",), devices=("acme0",))
+    capabilities = Capabilities(dtypes=("float32",), schemes=SCHEMES, devices=("acme0",))
 
     def __init__(self, options: Options) -> None:
         if options.text or options.extra:

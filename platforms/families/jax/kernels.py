@@ -7,7 +7,7 @@ from typing import Any
 
 from ....ops import Kernel, always
 from ..supports import Plain
-from . import attention, experts, rows, sample
+from . import attention, experts, quantized, rows, sample
 
 PLAIN = Plain("JAX")
 
@@ -37,6 +37,7 @@ def kernels(device: Any) -> Sequence[Kernel]:
         *(Kernel(op, f"jax.{op}", PLAIN.float_dtype, run, norm) for op, run in NORMS.items()),
         Kernel("linear", "jax.linear", PLAIN.single, rows.linear),
         Kernel("linear", "jax.fused_linear", PLAIN.fused, rows.linear, partial(rows.prepare_linear, device)),
+        Kernel("linear", "jax.quantized_linear", PLAIN.quantized, quantized.linear, partial(quantized.prepare, device)),
         Kernel("router", "jax.router", always, experts.router),
         Kernel("moe", "jax.moe", PLAIN.float_dtype, experts.moe, partial(experts.prepare, device)),
         Kernel("derive", "jax.derive", always, sample.derive, batch_invariant=True),

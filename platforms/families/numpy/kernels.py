@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from ....ops import DEFAULTS, DTYPES, Abstract, Kernel, Linear, Spec, always
-from ....ops.quantize import dequantized
+from ....ops.quantize import CODES, dequantized
 
 FINAL = ("derive", "sample", "write_kv")
 """Ops whose reference already answers in its final dtypes."""
+SCHEMES = tuple(CODES)
+"""For `Capabilities.schemes`: every scheme there is."""
 ROWWISE = ("add", "derive", "embedding", "multiply", "scale", "take_rows", "write_kv")
 """Ops in which no row can disturb another; NumPy adds up a product in an order that depends on all of its sizes."""
 

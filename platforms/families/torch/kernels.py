@@ -9,7 +9,7 @@ import torch
 
 from ....ops import Kernel, always
 from ..supports import Plain
-from . import attention, experts, linear, rows, sample
+from . import attention, experts, linear, quantized, rows, sample
 
 PLAIN = Plain("torch")
 
@@ -39,6 +39,7 @@ def kernels(device: torch.device) -> Sequence[Kernel]:
         *(Kernel(op, f"torch.{op}", PLAIN.float_dtype, run, norm) for op, run in NORMS.items()),
         Kernel("linear", "torch.linear", PLAIN.single, linear.run(device)),
         Kernel("linear", "torch.fused_linear", PLAIN.fused, linear.run(device), partial(linear.prepare, device)),
+        Kernel("linear", "torch.quantized_linear", PLAIN.quantized, quantized.linear, partial(quantized.prepare, device)),
         Kernel("router", "torch.router", always, experts.router),
         Kernel("moe", "torch.moe", PLAIN.float_dtype, experts.moe, partial(experts.prepare, device)),
         Kernel("derive", "torch.derive", always, sample.derive, batch_invariant=True),
