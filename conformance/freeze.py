@@ -47,6 +47,14 @@ USUAL: Values = {
 """What a plain llama or qwen needs: no more dtypes, block sizes, head sizes or activations than that."""
 
 
+COMPUTED = ("float32", "bfloat16")
+
+
+def _formed(form: str) -> tuple[str, ...]:
+    """The families of another form of attention."""
+    return tuple(name for name in FAMILIES if name.startswith("attention.") and name.endswith(f".{form}"))
+
+
 def _core(dtype: str) -> tuple[Part, ...]:
     """Ops and graphs of one dtype."""
     values = {**USUAL, "dtype": (dtype,)}
@@ -81,6 +89,15 @@ PROFILES: dict[str, tuple[Part, ...]] = {
         Part(LAYERED, values={**USUAL, "model": ("sliding", "full-and-sliding")}),
     ),
     "sinks": (Part(FEATURES, 60, {**USUAL, "window": WINDOWS, "sinks": ("yes",), "softcap": ("none",)}),),
+    "latent": (
+        Part(_formed("latent"), 60, {"dtype": COMPUTED, "kv": ("none",)}), Part(_formed("wide"), 20, {"dtype": COMPUTED}),
+        Part(("kv.write.latent",), 30, {"dtype": COMPUTED, "kv": ("none",)}),
+    ),
+    "kv_int8": (
+        Part(_formed("kv"), 60, {**USUAL, "dtype": COMPUTED, "kv": ("int8",), "window": WINDOWS}),
+        Part(("kv.write.codes",), 60, {**USUAL, "dtype": COMPUTED, "kv": ("int8",)}),
+        Part(("kv.blocks.codes",), 30, {**USUAL, "kv": ("int8",)}),
+    ),
     "experts": (Part(("experts.router", "experts.moe"), 120, {"dtype": ("float32",)}),),
     "int8": _quantized(
         "int8", ("int8", "int8.g64.float16", "int8.g128.bfloat16"), ("a8", "a8g32", "a8g128"), ("int8.g64", "int8.a8", "int8.a8g128")),

@@ -31,7 +31,7 @@ def attention(spec: Attention) -> Any:
                 keys, values = (part.astype(q.dtype) for part in spec.gathered(cell, batch.groups[0].table[row], first, position + 1))
                 behind = np.arange(first - position, 1, dtype=np.float32)
                 for head in range(spec.heads.size):
-                    scores = (dot(keys[head // group], q[token, head]) * np.float32(spec.scale)).astype(q.dtype).astype(np.float32)
+                    scores: Array = (dot(keys[head // group], q[token, head]) * np.float32(spec.scale)).astype(q.dtype).astype(np.float32)
                     if spec.softcap is not None:
                         scores = np.float32(spec.softcap) * (1 - 2 / (1 + np.exp(scores * np.float32(2 / spec.softcap))))
                     if spec.alibi is not None:

@@ -405,9 +405,7 @@ class Scene:
 
     @cached_property
     def group(self) -> StateGroup:
-        spec, kv = self.spec, self.spec.kv_heads.size
-        arrays = {"k": StateArray(kv, spec.key_dim, self.dtype), "v": StateArray(kv, spec.value_dim, self.dtype)}
-        return StateGroup("full", (0,), arrays, block_tokens=BLOCK_TOKENS)
+        return StateGroup("full", (0,), writing(self.spec).arrays, block_tokens=BLOCK_TOKENS)
 
     @cached_property
     def blocks(self) -> int:
@@ -419,10 +417,10 @@ class Scene:
         rng = np.random.default_rng(6)
         made = {}
         for name, one in self.group.arrays.items():
-            array = rounded(np.full((self.blocks, one.heads, BLOCK_TOKENS, one.dim), self.poison), self.dtype)
+            array = poisoned((self.blocks, one.heads, BLOCK_TOKENS, one.dim), one.dtype, self.poison)
             for row in self.rows:
                 block, offset = np.divmod(np.arange(row.length), BLOCK_TOKENS)
-                array[row.tables[0][block], :, offset] = rounded(rng.normal(size=(row.length, one.heads, one.dim)), self.dtype)
+                array[row.tables[0][block], :, offset] = held(rng, (row.length, one.heads, one.dim), one)
             made[name] = array
         return SimpleNamespace(group=0, **made)
 
@@ -447,6 +445,26 @@ class Scene:
         return rounded(np.random.default_rng(7).normal(size=(self.tokens, self.spec.heads.size, self.spec.key_dim)), self.dtype)
 
 
+def writing(spec: Attention) -> WriteKV:
+    """The write whose cell `spec` reads."""
+    return WriteKV(kv_heads=spec.kv_heads, key_dim=spec.key_dim, value_dim=spec.value_dim, dtype=spec.dtype, kv_dtype=spec.kv_dtype,
+                   latent=spec.latent)
+
+
+def poisoned(shape: tuple[int, ...], dtype: str, poison: float) -> Array:
+    """Codes of int8 have no NaN: any will do."""
+    return np.full(shape, 99, np.int8) if dtype == "int8" else rounded(np.full(shape, poison), dtype)
+
+
+def held(rng: np.random.Generator, shape: tuple[int, ...], array: StateArray) -> Array:
+    """Numbers as a cell may hold them: floats, codes, or the scales of codes."""
+    if array.dtype == "int8":
+        return rng.integers(-127, 128, shape).astype(np.int8)
+    if array.dim == 1:
+        return rng.uniform(0.01, 0.1, shape).astype(np.float32)
+    return rounded(rng.normal(size=shape) * (100 if array.dtype.startswith("float8") else 1), array.dtype)
+
+
 def canonical_of(paged: Array) -> Array:
     """[blocks, heads, block_tokens, dim] -> [heads, tokens, dim]."""
     return paged.swapaxes(0, 1).reshape(paged.shape[1], -1, paged.shape[-1])
@@ -458,8 +476,7 @@ def naive_attention(scene: Scene, q: Array, sinks: Array | None) -> Array:
     single = lambda values: rounded(values, scene.dtype).astype(np.float32)  # noqa: E731
     out = np.zeros((*q.shape[:-1], spec.value_dim), np.float32)
     for r, row in enumerate(scene.rows):
-        block, offset = np.divmod(np.arange(row.length), BLOCK_TOKENS)
-        keys, values = (getattr(scene.cell, name)[row.tables[0][block], :, offset].astype(np.float32) for name in ("k", "v"))
+        keys, values = (single(part.transpose(1, 0, 2)) for part in spec.gathered(scene.cell, row.tables[0], 0, row.length))
         for t in range(batch.starts[r], batch.starts[r + 1]):
             position = row.start + t - batch.starts[r]
             seen = slice(0 if spec.window is None else max(0, position - spec.window + 1), position + 1)
@@ -468,6 +485,8 @@ def naive_attention(scene: Scene, q: Array, sinks: Array | None) -> Array:
                 scores = single(single(one_by_one(keys[seen, own], q[t, head])) * np.float32(spec.scale))
                 if spec.softcap is not None:
                     scores = single(spec.softcap * single(np.tanh(single(scores / np.float32(spec.softcap)))))
+                if spec.alibi is not None:
+                    scores = scores + np.float32(spec.alibi[head]) * (np.arange(seen.start, seen.stop) - position).astype(np.float32)
                 scores = scores if sinks is None else np.append(scores, sinks[head].astype(np.float32))
                 weights = np.exp(scores - scores.max())
                 weights = single(weights / weights.sum())[: seen.stop - seen.start]
@@ -475,6 +494,7 @@ def naive_attention(scene: Scene, q: Array, sinks: Array | None) -> Array:
     return rounded(out, scene.dtype)
 
 
+SLOPES = (0.5, 0.25, 0.125, 1.0, 0.0, -0.5)
 MIXED = ((9, 1), (6, 6), (21, 5), (1, 1), (17, 1))
 ATTENTIONS: dict[str, tuple[dict[str, Any], Sequence[tuple[int, int]]]] = {
     "decode": ({}, [(9, 1), (1, 1), (16, 1), (13, 1)]),
@@ -491,6 +511,13 @@ ATTENTIONS: dict[str, tuple[dict[str, Any], Sequence[tuple[int, int]]]] = {
     "window-4-decode": ({"window": 4}, [(9, 1), (14, 1), (3, 1)]),
     "softcap": ({"softcap": 5.0}, MIXED),
     "sinks": ({"sinks": True}, MIXED),
+    "alibi": ({"alibi": SLOPES}, MIXED),
+    "alibi-and-a-window": ({"alibi": SLOPES, "window": 5, "softcap": 3.0, "sinks": True}, [(61, 1), (51, 34), (33, 33)]),
+    "latent": ({"latent": True, "kv_heads": 1, "value_dim": 5}, MIXED),
+    "latent-in-codes": ({"latent": True, "kv_heads": 1, "value_dim": 5, "kv_dtype": "int8"}, MIXED),
+    "int8": ({"kv_dtype": "int8"}, MIXED),
+    "int8-and-a-window": ({"kv_dtype": "int8", "window": 7, "value_dim": 5}, [(61, 1), (51, 34), (33, 33)]),
+    "float8": ({"kv_dtype": "float8_e4m3fn"}, MIXED),
     "everything": ({"window": 5, "softcap": 3.0, "sinks": True, "value_dim": 3}, MIXED),
 }
 
@@ -561,6 +588,31 @@ def test_write_kv_writes_its_slots_and_no_other(platform: Platform, dtype: str) 
     found = platform.read_blocks(state, 0, range(1, scene.blocks))
     for name in "kv":
         assert exact(found[name][0], canonical_of(getattr(scene.cell, name)[1:])) is None
+
+
+CELLS: dict[str, dict[str, Any]] = {
+    "int8": {"kv_dtype": "int8"}, "float8": {"kv_dtype": "float8_e4m3fn"}, "latent": {"latent": True},
+    "latent-int8": {"latent": True, "kv_dtype": "int8"},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPE_IDS)
+@pytest.mark.parametrize("name", CELLS)
+def test_codes_and_scales_are_the_references_to_the_bit(platform: Platform, name: str, dtype: str) -> None:
+    """Rows of zeros, of large and of tiny numbers, and with an infinity or NaN among them."""
+    scene = Scene(attention_of(dtype, **CELLS[name]), rows_of((90, 80), (6, 6)), dtype, poison=7.0)
+    spec, rng = writing(scene.spec), np.random.default_rng(9)
+    k, v = (rounded(rng.normal(size=(86, 2, 8)) * np.exp2(rng.uniform(-20, 20, (86, 2, 1))), dtype) for _ in range(2))
+    for array in (k, v):
+        array[3], array[4, 0, 2], array[5, 1, 0], array[6, 1, 7] = 0, np.inf, -np.inf, np.nan
+    state = scene.state(platform)
+    values = None if spec.latent else v
+    assert run(platform, spec, k, values, Given.CELL, Given.BATCH, packed=scene.packed, state=state) is None
+    spec.reference(k, values, scene.cell, scene.host_batch())
+    found = platform.read_blocks(state, 0, range(1, scene.blocks))
+    assert set(found) == set(spec.arrays)
+    for part in found:
+        assert exact(found[part][0], canonical_of(getattr(scene.cell, part)[1:])) is None
 
 
 def test_qkv_rope_write_turns_q_and_k_and_writes(platform: Platform) -> None:

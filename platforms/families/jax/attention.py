@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ....ops import Attention, Batch, QkvRopeWrite, WriteKV
+from .codes import coded, gathered
 from .rows import F32, HIGHEST, rope
 
 TILE_TOKENS = 32
@@ -51,11 +53,18 @@ def cut(batch: Batch) -> Tiles:
     return Tiles(row, token, (batch.lengths - counts)[row][:, None] + lane, used)
 
 
-def write_kv(spec: WriteKV, k: jax.Array, v: jax.Array, cell: Any, batch: Batch) -> None:
+def write_kv(spec: WriteKV, k: jax.Array, v: jax.Array | None, cell: Any, batch: Batch) -> None:
     """Rebinds the cell's arrays; the step that is compiled collects them."""
     block, offset = jnp.divmod(batch.groups[cell.group].slots, cell.k.shape[-2])
-    cell.k = cell.k.at[block, :, offset].set(k.astype(cell.k.dtype))
-    cell.v = cell.v.at[block, :, offset].set(v.astype(cell.v.dtype))
+    for name, given in (("k", k), ("v", v)):
+        if given is None:
+            continue
+        parts = {name: given}
+        if spec.kv_dtype is not None:
+            parts[name], parts[f"{name}_scale"] = coded(given, spec.kv_dtype)
+        for part, array in parts.items():
+            held = getattr(cell, part)
+            setattr(cell, part, held.at[block, :, offset].set(array.astype(held.dtype)))
 
 
 def attention(spec: Attention, q: jax.Array, cell: Any, batch: Batch, sinks: Sequence[jax.Array] | None = None) -> jax.Array:
@@ -83,12 +92,16 @@ def _walk(spec: Attention, q: jax.Array, tiles: Tiles, cell: Any, table: jax.Arr
         blocks = table[tiles.row[:, None], jnp.minimum(column, table.shape[1] - 1)]
         place = (column[:, :, None] * block_tokens + jnp.arange(block_tokens)).reshape(count, -1)
         visible = _visible(spec, tiles.positions, place) & tiles.used[:, :, None]
-        keys, values = _gathered(cell.k, blocks), _gathered(cell.v, blocks)
+        keys = gathered(cell, "k", blocks, spec.kv_dtype)
+        values = keys[..., : spec.value_dim] if spec.latent else gathered(cell, "v", blocks, spec.kv_dtype)
         values = jnp.where(visible.any(1)[:, None, :, None], values, 0)
         scores = jnp.einsum("ntkgd,nksd->nkgts", q, keys.astype(q.dtype), precision=HIGHEST, preferred_element_type=F32)
         scores = scores * spec.scale
         if spec.softcap is not None:
             scores = spec.softcap * jnp.tanh(scores / spec.softcap)
+        if spec.alibi is not None:
+            slopes = np.asarray(spec.alibi, np.float32).reshape(kv_heads, group, 1, 1)
+            scores = scores + slopes * (place[:, None, :] - tiles.positions[:, :, None]).astype(F32)[:, None, None]
         scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
         higher = jnp.maximum(peak, scores.max(-1))
         weights, fade = jnp.exp(scores - higher[..., None]), jnp.exp(peak - higher)
@@ -107,12 +120,6 @@ def _start(spec: Attention, shape: tuple[int, ...], sinks: Any) -> tuple[jax.Arr
         return jnp.full(shape, jnp.finfo(F32).min, F32), jnp.zeros(shape, F32), summed
     sink = sinks[0].astype(F32).reshape(shape[1], shape[2], 1)
     return jnp.broadcast_to(sink, shape), jnp.ones(shape, F32), summed
-
-
-def _gathered(array: jax.Array, blocks: jax.Array) -> jax.Array:
-    """[tiles, columns] block ids -> [tiles, kv_heads, columns * block_tokens, dim]."""
-    found = array[blocks].swapaxes(1, 2)
-    return found.reshape(*found.shape[:2], -1, found.shape[-1])
 
 
 def _seen_columns(spec: Attention, positions: jax.Array, columns: int, block_tokens: int) -> tuple[jax.Array, int]:

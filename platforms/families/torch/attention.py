@@ -8,12 +8,14 @@ the blocks that its queries can see, some at a time, with a running softmax (Mil
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....ops import Attention, Batch, QkvRopeWrite, WriteKV
+from .codes import bits, coded, gathered
 from .ragged import Tiles, bound, cut
 from .rows import rope
 
@@ -23,11 +25,16 @@ GATHERED_ELEMENTS = 2**25
 """Bound on the keys and values that one turn of the walk gathers."""
 
 
-def write_kv(spec: WriteKV, k: Tensor, v: Tensor, cell: Any, batch: Batch) -> None:
+def write_kv(spec: WriteKV, k: Tensor, v: Tensor | None, cell: Any, batch: Batch) -> None:
     slots, block_tokens = batch.groups[cell.group].slots, cell.k.shape[-2]
     block, offset = torch.div(slots, block_tokens, rounding_mode="floor"), slots % block_tokens
-    cell.k[block, :, offset] = k.to(cell.k.dtype)
-    cell.v[block, :, offset] = v.to(cell.v.dtype)
+    for name, given in (("k", k), ("v", v)):
+        if given is None:
+            continue
+        if spec.kv_dtype is not None:
+            given, getattr(cell, f"{name}_scale")[block, :, offset] = coded(given, spec.kv_dtype)
+        held = getattr(cell, name)
+        bits(held)[block, :, offset] = bits(given.to(held.dtype))
 
 
 def attention(spec: Attention, q: Tensor, cell: Any, batch: Batch, sinks: Sequence[Tensor] | None = None) -> Tensor:
@@ -68,11 +75,15 @@ def _walk(
         blocks = table[tiles.group[:, None], column.clamp(max=table.shape[1] - 1)]
         place = (column[:, :, None] * block_tokens + torch.arange(block_tokens, device=q.device)).flatten(1)
         visible = _visible(spec, positions, place) & tiles.used[:, :, None]
-        keys, values = _gathered(cell.k, blocks), _gathered(cell.v, blocks)
+        keys = gathered(cell, "k", blocks, spec.kv_dtype)
+        values = keys[..., : spec.value_dim] if spec.latent else gathered(cell, "v", blocks, spec.kv_dtype)
         values = values.masked_fill(~visible.any(1)[:, None, :, None], 0)
         scores = torch.matmul(q, keys.transpose(-1, -2)).unflatten(2, (group, tile)) * spec.scale
         if spec.softcap is not None:
             scores = spec.softcap * torch.tanh(scores / spec.softcap)
+        if spec.alibi is not None:
+            ahead = (place[:, None, :] - positions[:, :, None]).float()[:, None, None]
+            scores = scores + _slopes(spec.alibi, q.device).reshape(kv_heads, group, 1, 1) * ahead
         scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
         higher = torch.maximum(peak, scores.amax(-1))
         weights, fade = torch.exp(scores - higher[..., None]), torch.exp(peak - higher)
@@ -88,9 +99,9 @@ def _by_head(q: Tensor, kv_heads: int) -> Tensor:
     return q.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
-def _gathered(array: Tensor, blocks: Tensor) -> Tensor:
-    """[tiles, columns] block ids -> [tiles, kv_heads, columns * block_tokens, dim] in float32."""
-    return array[blocks].transpose(1, 2).flatten(2, 3).float()
+@lru_cache(maxsize=64)
+def _slopes(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _seen_columns(spec: Attention, positions: Tensor, columns: int, block_tokens: int) -> tuple[Tensor, int]:

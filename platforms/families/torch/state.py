@@ -10,6 +10,7 @@ import torch
 from ....errors import CapacityError, SpecError
 from ....ops import StateGroup
 from .arrays import TORCH, host, tensor
+from .codes import bits
 
 
 class Cell:
@@ -56,18 +57,18 @@ class TorchState:
     def read(self, group: int, blocks: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
         """Canonical: for each array [layers, heads, tokens, dim]."""
         return {
-            name: host(array[:, _ids(blocks, array)].transpose(1, 2).flatten(2, 3).cpu())
+            name: host(bits(array)[:, _ids(blocks, array)].view(array.dtype).transpose(1, 2).flatten(2, 3).cpu())
             for name, array in self.groups[group].items()
         }
 
     def write(self, group: int, blocks: Sequence[int], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         for name, array in self.groups[group].items():
             placed = tensor(arrays[name]).to(array.device)
-            array[:, _ids(blocks, array)] = placed.unflatten(2, (len(blocks), array.shape[3])).transpose(1, 2)
+            bits(array)[:, _ids(blocks, array)] = bits(placed.unflatten(2, (len(blocks), array.shape[3])).transpose(1, 2))
 
     def copy(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         for array in self.groups[group].values():
-            array[:, _ids(targets, array)] = array[:, _ids(sources, array)]
+            bits(array)[:, _ids(targets, array)] = bits(array)[:, _ids(sources, array)]
 
 
 def _ids(blocks: Sequence[int], array: torch.Tensor) -> torch.Tensor:

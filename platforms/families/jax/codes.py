@@ -1,0 +1,32 @@
+"""Keys and values as codes with a scale for each token and head: to the bit what ops/quantize.py says."""
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ....ops import DTYPES
+from ....ops.quantize import ACTIVATIONS
+from .rows import F32
+
+
+def coded(x: jax.Array, kv_dtype: str) -> tuple[jax.Array, jax.Array]:
+    """x [..., dim] -> codes in its shape and scales [..., 1] float32. A row with an infinity or NaN: codes 0, scale NaN.
+
+    The barrier keeps XLA from turning a division by a constant into a product with its inverse, which rounds otherwise.
+    """
+    x, limit = x.astype(F32), jax.lax.optimization_barrier(jnp.asarray(ACTIVATIONS[kv_dtype], F32))
+    largest = jnp.abs(x).max(-1, keepdims=True)
+    finite = jnp.isfinite(largest)
+    inverse = jnp.where(largest > 0, limit / largest, 0)
+    codes = jnp.where(finite, x * jnp.where(jnp.isfinite(inverse), inverse, 0), 0)
+    scales = jnp.where(finite, largest / limit, jnp.nan)
+    return (jnp.round(codes) if kv_dtype == "int8" else codes).astype(DTYPES[kv_dtype]), scales
+
+
+def gathered(cell: Any, name: str, blocks: jax.Array, kv_dtype: str | None) -> jax.Array:
+    """[tiles, columns] block ids -> [tiles, kv_heads, columns * block_tokens, dim]; codes are decoded, to float32."""
+    found = getattr(cell, name)[blocks].swapaxes(1, 2)
+    found = found.reshape(*found.shape[:2], -1, found.shape[-1])
+    return found if kv_dtype is None else found.astype(F32) * gathered(cell, f"{name}_scale", blocks, None)

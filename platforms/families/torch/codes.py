@@ -1,0 +1,33 @@
+"""Keys and values as codes with a scale for each token and head: to the bit what ops/quantize.py says."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....ops.quantize import ACTIVATIONS
+from .arrays import TORCH
+
+
+def coded(x: Tensor, kv_dtype: str) -> tuple[Tensor, Tensor]:
+    """x [..., dim] -> codes in its shape and scales [..., 1] float32. A row with an infinity or NaN: codes 0, scale NaN."""
+    limit, x = float(ACTIVATIONS[kv_dtype]), x.float()
+    largest = x.abs().amax(-1, keepdim=True)
+    finite = torch.isfinite(largest)
+    inverse = torch.where(largest > 0, torch.full_like(largest, limit) / largest, 0)
+    codes = torch.where(finite, x * torch.where(torch.isfinite(inverse), inverse, 0), 0)
+    scales = torch.where(finite, largest / torch.full_like(largest, limit), torch.nan)
+    return (codes.round() if kv_dtype == "int8" else codes).to(TORCH[kv_dtype]), scales
+
+
+def bits(array: Tensor) -> Tensor:
+    """Floats of one byte as integers: not every backend can pick rows of the former."""
+    return array.view(torch.uint8) if array.is_floating_point() and array.itemsize == 1 else array
+
+
+def gathered(cell: Any, name: str, blocks: Tensor, kv_dtype: str | None) -> Tensor:
+    """[tiles, columns] block ids -> [tiles, kv_heads, columns * block_tokens, dim] in float32, decoded."""
+    array = getattr(cell, name)
+    found = bits(array)[blocks].view(array.dtype).transpose(1, 2).flatten(2, 3).float()
+    return found if kv_dtype is None else found * gathered(cell, f"{name}_scale", blocks, None)
