@@ -16,7 +16,8 @@ PATHS = native.features()["paths"]
 COMPUTED = ("float32", "bfloat16", "float16")
 GROUPED = (
     *SCHEMES, "int8:a8g4", "int8:g64:zeros:float16", "int8:zeros:a8", "int4:g4:a8g64", "int4:g64:bfloat16:a8g64",
-    "int4:g128:float16:a8g128", "int4:g128:a8g48", "int4:g32:a8", "int4:g64:zeros:bfloat16:a8g32", "int4:g32:zeros:float16", "int4:bfloat16",
+    "int4:g128:float16:a8g128", "int4:g128:a8g48", "int4:g32:a8", "int4:g64:zeros:bfloat16:a8g32", "int4:g32:zeros:float16",
+    "int4:bfloat16",
 )
 SHAPES = [(1, 1, 1), (1, 67, 130), (2, 131, 64), (5, 64, 65), (13, 1030, 70), (261, 67, 33)]
 
