@@ -2,18 +2,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from ...ops import DTYPES, Kernel, Quantized, Scheme, Support
 from ...ops.quantize import SCALES
+from .kernels import COMPUTED, Packed
 from .library import NATIVE, layout, missing_reason
 
 Array = np.ndarray[Any, Any]
 
 BITS = {"int8": 8, "int4": 4}
-COMPUTED = ("float32", "bfloat16", "float16")
 MOST_INPUTS = 1 << 16
 """Sums of 512 products are exact in int32, and a row's offsets in float32, far beyond; an offset fits an int32 up to here."""
 SCHEMES = ("int8", "int8:a8", "int8:a8g128", "int4", "int4:a8", "int4:g32:float16:a8g32")
@@ -49,32 +50,28 @@ def _refused(scheme: Scheme, inputs: int) -> Support:
     return None
 
 
-class PackedCodes(NamedTuple):
-    """A fused weight in panels of 64 outputs, with their scales; a bias or None per output; the layout that C++ is told."""
-
-    panels: Array
-    biases: list[Array | None]
-    layout: tuple[int, int, int, str, bool]
-    activation: tuple[bool, int]
-
-
 def _group(group: int | None, inputs: int) -> int:
     """As C++ has it: 0 for all inputs."""
     return group if group is not None and group < inputs else 0
 
 
-def _pack(spec: Any, parts: Sequence[Any]) -> PackedCodes:
+@lru_cache(maxsize=256)
+def _layout(scheme: Scheme, inputs: int) -> tuple[int, int, int, str, bool]:
+    """What C++ is told of a packed weight: inputs, bits, group, dtype of the scales, whether there are zero points."""
+    return inputs, BITS[scheme.weight], _group(scheme.group, inputs), scheme.scales, scheme.zeros
+
+
+def _pack(spec: Any, parts: Sequence[Any]) -> Packed:
     """Part by part, so that codes are never held twice."""
-    scheme, inputs, count, total = spec.scheme, spec.input.size, len(spec.outputs), sum(dim.size for dim in spec.outputs)
-    layout = (inputs, BITS[scheme.weight], _group(scheme.group, inputs), scheme.scales, scheme.zeros)
-    panels = NATIVE.allocate(NATIVE.quantized_bytes(total, *layout))
+    scheme, count, total = spec.scheme, len(spec.outputs), sum(dim.size for dim in spec.outputs)
+    said = _layout(scheme, spec.input.size)
+    panels = NATIVE.allocate(NATIVE.quantized_bytes(total, *said))
     first = 0
     for part in parts[:count]:
-        NATIVE.pack_quantized(panels, total, first, *_contiguous(part, scheme), *layout)
+        NATIVE.pack_quantized(panels, total, first, *_contiguous(part, scheme), *said)
         first += len(part.codes)
     biases = [np.ascontiguousarray(part) for part in parts[count:]]
-    activation = (scheme.activation is not None, _group(scheme.activation_group, inputs))
-    return PackedCodes(panels, [*biases] if biases else [None] * count, layout, activation)
+    return Packed(panels, [*biases] if biases else [None] * count)
 
 
 def _contiguous(part: Quantized, scheme: Scheme) -> tuple[Array, Array, Array | None]:
@@ -83,8 +80,11 @@ def _contiguous(part: Quantized, scheme: Scheme) -> tuple[Array, Array, Array | 
     return codes, np.ascontiguousarray(part.scales, SCALES[scheme.scales]), zeros
 
 
-def _linear(spec: Any, x: Array, weight: PackedCodes, batch: Any) -> Any:
-    dtype = DTYPES[spec.out_dtype or spec.dtype]
+def _linear(spec: Any, x: Array, weight: Packed, batch: Any) -> Any:
+    scheme, inputs, dtype = spec.scheme, spec.input.size, DTYPES[spec.out_dtype or spec.dtype]
     outs = [NATIVE.empty((len(x), dim.size), dtype) for dim in spec.outputs]
-    NATIVE.quantized_linear(np.ascontiguousarray(x), weight.panels, outs, weight.biases, *weight.layout, *weight.activation)
+    NATIVE.quantized_linear(
+        np.ascontiguousarray(x), weight.panels, outs, weight.biases, *_layout(scheme, inputs),
+        scheme.activation is not None, _group(scheme.activation_group, inputs),
+    )
     return tuple(outs) if len(outs) > 1 else outs[0]

@@ -12,22 +12,33 @@ namespace {
 
 constexpr int64_t small_stage = 1 << 15;  // elements that one thread stages sooner than two would
 
-// Four codes of one output, as the panel holds them: offset so that they are unsigned.
-uint32_t word_at(const int8_t* codes, int64_t count, int bits) {
-    uint32_t word = 0;
-    __builtin_memcpy(&word, codes, count < k_per_word ? count : k_per_word);
-    return bits == 8 ? word ^ 0x80808080 : (word ^ 0x08080808) & 0x0f0f0f0f;
+// Four codes of one output into their column of a step, offset so that they are unsigned.
+template <int bits> void put_word(char* step, int64_t column, uint32_t word) {
+    uint32_t* const words = reinterpret_cast<uint32_t*>(step);
+    if constexpr (bits == 8) {
+        words[column] = word ^ 0x80808080;
+    } else {
+        uint32_t& pair = words[column / 32 * 16 + column % 16];
+        const int shift = column / 16 % 2 * 4;
+        pair = (pair & ~(0x0f0f0f0fu << shift)) | ((word ^ 0x08080808) & 0x0f0f0f0f) << shift;
+    }
 }
 
-void put_word(char* step, int64_t column, uint32_t word, int bits) {
-    uint32_t* const words = reinterpret_cast<uint32_t*>(step);
-    if (bits == 8) {
-        words[column] = word;
-        return;
+// Codes of one output from step `start` on: all but the last word of a row are whole.
+template <int bits> void pack_row(const QuantizedLayout& layout, char* panel, int64_t column, const int8_t* codes, int64_t start, int64_t stop) {
+    const int64_t group_steps = layout.group_steps(), header_bytes = layout.header_bytes(), whole = std::min(stop, layout.inputs / k_per_word);
+    char* to = panel + start / group_steps * layout.group_bytes() + header_bytes + start % group_steps * layout.step_bytes();
+    int64_t left = group_steps - start % group_steps;
+    for (int64_t step = start; step < stop; ++step, --left, to += bits * 32) {
+        if (left == 0) {
+            left = group_steps;
+            to += header_bytes;
+        }
+        uint32_t word = 0;
+        if (step < whole) __builtin_memcpy(&word, codes + step * k_per_word, k_per_word);
+        else __builtin_memcpy(&word, codes + step * k_per_word, layout.inputs % k_per_word);
+        put_word<bits>(to, column, word);
     }
-    uint32_t& pair = words[column / 32 * 16 + column % 16];
-    const int shift = column / 16 % 2 * 4;
-    pair = (pair & ~(0x0f0f0f0fu << shift)) | word << shift;
 }
 
 void pack_codes(const QuantizedLayout& layout, char* panel, int64_t first, const int8_t* codes, int64_t rows) {
@@ -36,15 +47,8 @@ void pack_codes(const QuantizedLayout& layout, char* panel, int64_t first, const
         const int64_t stop = std::min(start + run, layout.steps());
         for (int64_t row = 0; row < rows; ++row) {
             const int8_t* from = codes + row * layout.inputs;
-            int64_t group = start / layout.group_steps(), left = (group + 1) * layout.group_steps() - start;
-            char* to = panel + (group + 1) * layout.header_bytes() + start * layout.step_bytes();
-            for (int64_t step = start; step < stop; ++step, --left, to += layout.step_bytes()) {
-                if (left == 0) {
-                    left = layout.group_steps();
-                    to += layout.header_bytes();
-                }
-                put_word(to, first + row, word_at(from + step * k_per_word, layout.inputs - step * k_per_word, layout.bits), layout.bits);
-            }
+            if (layout.bits == 8) pack_row<8>(layout, panel, first + row, from, start, stop);
+            else pack_row<4>(layout, panel, first + row, from, start, stop);
         }
     }
 }

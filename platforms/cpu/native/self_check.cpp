@@ -59,6 +59,42 @@ template <class T> bool linear_agrees(const Path& path, int64_t rows, int64_t in
     return near(outs[0], outs[1]);
 }
 
+template <class T> bool quantized_agrees(const Path& path, const QuantizedLayout& layout, bool quantizes, int64_t rows) {
+    Numbers numbers;
+    const int64_t outputs = 130, groups = layout.groups(), bytes = linear_panels(outputs) * layout.panel_bytes();
+    const std::vector<T> x = numbers.fill<T>(rows * layout.inputs);
+    std::vector<int8_t> codes(outputs * layout.inputs), zeros(outputs * groups);
+    for (int8_t& code : codes) code = int8_t(numbers.next() * (layout.bits == 8 ? 128 : 8));
+    for (int8_t& zero : zeros) zero = int8_t(numbers.next() * 8);
+    const std::vector<f16> scales = numbers.fill<f16>(outputs * groups);
+    void* packed = allocate_pages(bytes);
+    pack_quantized(layout, packed, 0, codes.data(), scales.data(), layout.zeros ? zeros.data() : nullptr, outputs);
+    std::vector<T> outs[2];
+    for (int side = 0; side < 2; ++side) {
+        const UsePath use(side ? path : portable_path());
+        outs[side].resize(rows * outputs);
+        QuantizedJob job{};
+        job.x = x.data();
+        job.packed = packed;
+        job.rows = rows;
+        job.inputs = layout.inputs;
+        job.outputs = outputs;
+        job.dtype = job.out_dtype = dtype_of<T>();
+        job.outs = {{outs[side].data(), outputs, nullptr}};
+        job.layout = layout;
+        job.quantizes = quantizes;
+        job.activation_group = 64;
+        quantized_linear(job);
+    }
+    free_pages(packed, bytes);
+    float largest = 0;
+    for (const T value : outs[0]) largest = std::fmax(largest, std::fabs(to_float(value)));
+    for (std::vector<T>& out : outs) {
+        for (T& value : out) value = from_float<T>(to_float(value) / largest);
+    }
+    return near(outs[0], outs[1]);
+}
+
 template <class T> bool attention_agrees(const Path& path, int64_t key_dim, int64_t value_dim, int64_t window) {
     Numbers numbers;
     const CacheShape cache{8, 2, 16, key_dim, value_dim};
@@ -118,6 +154,15 @@ template <class T> std::string check_type(const Path& path, const char* type) {
     const std::string of = std::string(" of ") + type;
     for (const int64_t rows : {1, 2, 3, 4, 5, 6, 13, 261}) {
         if (!linear_agrees<T>(path, rows, 67, 130)) return "linear" + of + ", " + std::to_string(rows) + " rows";
+    }
+    for (const int64_t rows : {1, 2, 3, 4, 5, 6, 13}) {
+        for (const int bits : {8, 4}) {
+            for (const bool quantizes : {true, false}) {
+                const bool whole = quantized_agrees<T>(path, {131, 0, bits, DType::float16, false}, quantizes, rows);
+                const bool grouped = quantized_agrees<T>(path, {131, 32, bits, DType::float16, true}, quantizes, rows);
+                if (!whole || !grouped) return "linear over int" + std::to_string(bits) + of + ", " + std::to_string(rows) + " rows";
+            }
+        }
     }
     if (!attention_agrees<T>(path, 64, 64, 0) || !attention_agrees<T>(path, 33, 21, 0)) return "attention" + of;
     if (!attention_agrees<T>(path, 96, 80, 19)) return "attention in a window" + of;
