@@ -35,8 +35,8 @@ bool has_amx() { return has_avx512_bf16() && amx_usable(); }
 #if defined(__aarch64__)
 bool has_neon_bf16() {
 #if defined(__linux__)
-    constexpr unsigned long bf16_capability = 1 << 14;  // HWCAP2_BF16, which older headers lack
-    return getauxval(AT_HWCAP2) & bf16_capability;
+    constexpr unsigned long both = 1 << 14 | 1 << 13;  // HWCAP2_BF16 and HWCAP2_I8MM, which older headers lack
+    return (getauxval(AT_HWCAP2) & both) == both;
 #else
     return false;
 #endif
