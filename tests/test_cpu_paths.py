@@ -11,7 +11,6 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-
 from inferplane.errors import ConfigError
 from inferplane.platforms import registry
 

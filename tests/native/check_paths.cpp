@@ -126,6 +126,37 @@ template <class T, class Compute> void compare(const std::string& what, int64_t 
     expect(near, what);
 }
 
+// Sums of codes are exact in int32 on every path; what is left are the roundings of the scales, and of sums of floats.
+template <class T> void check_quantized(const QuantizedLayout& layout, int64_t rows, int64_t activation_group, bool quantizes) {
+    Numbers numbers;
+    const int64_t inputs = layout.inputs, outputs = 70, limit = layout.bits == 8 ? 127 : 7;
+    const std::vector<T> x = numbers.fill<T>(rows * inputs);
+    std::vector<int8_t> codes(outputs * inputs), zeros(outputs * layout.groups());
+    for (int8_t& code : codes) code = int8_t(numbers.next() * limit / 2);
+    for (int8_t& zero : zeros) zero = int8_t(numbers.next() * limit / 2);
+    std::vector<float> scales(outputs * layout.groups());
+    for (float& scale : scales) scale = 0.01f + std::fabs(numbers.next()) * 0.005f;
+    const int64_t bytes = linear_panels(outputs) * layout.panel_bytes();
+    void* packed = allocate_pages(bytes);
+    pack_quantized(layout, packed, 0, codes.data(), scales.data(), layout.zeros ? zeros.data() : nullptr, outputs);
+    const std::string what = title<T>(quantizes ? "codes" : "floats", {layout.bits, inputs, layout.group, layout.zeros, rows, activation_group});
+    compare<T>(what, rows * outputs, 1e-3, [&](T* out) {
+        QuantizedJob job{};
+        job.x = x.data();
+        job.packed = packed;
+        job.rows = rows;
+        job.inputs = inputs;
+        job.outputs = outputs;
+        job.dtype = job.out_dtype = dtype_of<T>();
+        job.outs = {{out, outputs, nullptr}};
+        job.layout = layout;
+        job.quantizes = quantizes;
+        job.activation_group = activation_group;
+        quantized_linear(job);
+    });
+    free_pages(packed, bytes);
+}
+
 template <class T> void check_attention(int64_t key_dim, int64_t value_dim, int64_t window, float softcap, bool with_sinks) {
     Numbers numbers;
     const CacheShape cache{12, 2, 16, key_dim, value_dim};
@@ -225,8 +256,8 @@ void check_sampling(int64_t vocab) {
     bool same = true;
     for (int64_t i = 0; i < vocab; ++i) same = same && near(ours[i], theirs[i]);
     expect(same, path.name + std::string(": exponentials") + sizes);
-    path.gumbel_scores(logits.data(), vocab, 0.7f, 12345, 678, ours.data());
-    portable.gumbel_scores(logits.data(), vocab, 0.7f, 12345, 678, theirs.data());
+    path.gumbel_scores(logits.data(), 64, vocab, 0.7f, 12345, 678, ours.data());
+    portable.gumbel_scores(logits.data(), 64, vocab, 0.7f, 12345, 678, theirs.data());
     same = true;
     for (int64_t i = 0; i < vocab; ++i) same = same && near(ours[i], theirs[i]);
     expect(same, path.name + std::string(": Gumbel scores") + sizes);
@@ -238,6 +269,15 @@ template <class T> void check_type() {
     for (const int64_t outputs : {3, 15, 16, 17, 63, 64, 65, 130}) check_linear<T>(5, 40, outputs);
     check_linear<T>(261, 35, 66);
     check_linear<T>(1035, 5, 3);
+    for (const int bits : {8, 4}) {
+        for (const int64_t rows : {1, 2, 3, 5, 6, 13}) {
+            for (const bool quantizes : {true, false}) {
+                check_quantized<T>({132, 0, bits, DType::float32, false}, rows, 0, quantizes);
+                check_quantized<T>({67, 0, bits, DType::float32, true}, rows, 0, quantizes);
+                check_quantized<T>({96, 32, bits, DType::float32, true}, rows, 32, quantizes);
+            }
+        }
+    }
     for (const int64_t window : {0, 1, 19, 64}) check_attention<T>(64, 64, window, 0, false);
     check_attention<T>(33, 21, 0, 5, true);
     check_attention<T>(1, 1, 0, 0, true);
@@ -263,7 +303,9 @@ void check_path(const Path& path) {
     float sink = 0;
     const std::vector<float> ones(256, 1.0f);
     expect(path.read(ones.data(), 256) == 256, std::string(path.name) + ": read");
-    for (const auto peak : {path.peak_f32, path.peak_bf16}) expect(peak(16, &sink) > 0 && std::isfinite(sink), std::string(path.name) + ": peak");
+    for (const auto peak : {path.peak_f32, path.peak_bf16, path.peak_int8}) {
+        expect(peak(16, &sink) > 0 && std::isfinite(sink), std::string(path.name) + ": peak");
+    }
 }
 
 }  // namespace
