@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import nox
@@ -75,6 +76,16 @@ def sanitizers(session: nox.Session) -> None:
                 for name in ("libasan.so", "libubsan.so")]
     session.run("pytest", "-k", "cpu and not test_layers and not test_cli and not test_readme", *session.posargs,
                 env={"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0", "OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session
+def neon(session: nox.Session) -> None:
+    """The C++ kernels for ARM under an emulator; on Debian: `apt install g++-aarch64-linux-gnu qemu-user`. Not part of CI."""
+    for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64"):
+        if not shutil.which(tool):
+            session.error(f"{tool} was not found; on Debian: apt install g++-aarch64-linux-gnu qemu-user")
+    session.install(*CONSTRAINTS, ".[dev]")
+    session.run("pytest", "tests/test_cpu_paths.py", "-k", "neon", *session.posargs)
 
 
 @nox.session

@@ -5,6 +5,7 @@ import atexit
 import os
 import shutil
 import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ NO_PACKAGES = {"__pycache__", "example_vendor"}
 """The example of a vendor's package is a distribution of its own."""
 SCRIPTS = {"conftest", "noxfile", "setup"}
 NATIVE = Path("platforms/cpu/native")
+ONLY_FOR = {"path_avx*": ("x86_64", "amd64"), "path_amx*": ("x86_64", "amd64"), "path_neon*": ("aarch64", "arm64")}
+"""Sources of one kind of processor, and how the machines that have it call themselves; a universal build takes all."""
 
 
 def packages() -> list[str]:
@@ -79,8 +82,16 @@ class ParallelBuild(build_ext):
             raise
 
 
+def native_sources(machine: str) -> list[str]:
+    """What is compiled for a machine named like `linux-x86_64` or `macosx-11.0-arm64`: not the other processors' paths."""
+    known = any(machine.endswith(name) for names in ONLY_FOR.values() for name in names)
+    others = [pattern for pattern, names in ONLY_FOR.items() if known and not machine.endswith(names)]
+    paths = sorted((ROOT / NATIVE).glob("*.cpp"))
+    return [str(path.relative_to(ROOT)) for path in paths if not any(path.match(pattern) for pattern in others)]
+
+
 def extensions() -> list[Extension]:
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("*.cpp"))
+    sources = native_sources(sysconfig.get_platform())
     if not sources:
         return []
     import numpy as np

@@ -11,7 +11,7 @@ from .kernels import native_kernels
 from .library import NATIVE, missing_reason
 from .quantized import SCHEMES, quantized_kernel
 
-ISAS = ("auto", "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+ISAS = ("auto", "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_bf16")
 
 
 class Cpu(HostPlatform):

@@ -29,8 +29,9 @@ template <class P, class T> void stage_rows(const LinearJob& job, int64_t first,
     }
 }
 
+// Inlined, as is the next: paths that share an Isa must not share a function compiled for the better of them.
 template <class Isa, class T, class Out>
-void store_segment(const float* sums, int64_t rows, const T* bias, Out* out, int64_t out_stride, int64_t width) {
+INFERPLANE_INLINE void store_segment(const float* sums, int64_t rows, const T* bias, Out* out, int64_t out_stride, int64_t width) {
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t j = 0; j < width; j += lanes) {
             Floats<Isa> v = load_upto<Isa>(sums + row * panel_columns + j, width - j);
@@ -42,7 +43,7 @@ void store_segment(const float* sums, int64_t rows, const T* bias, Out* out, int
 
 // The panel's columns may belong to several outputs, and the last panel's padding to none.
 template <class Isa, class T, class Out>
-void store_slice(const LinearJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* sums) {
+INFERPLANE_INLINE void store_slice(const LinearJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* sums) {
     const int64_t from = panel * panel_columns, to = from + panel_columns;
     int64_t start = 0;
     for (const LinearOut& out : job.outs) {

@@ -85,7 +85,7 @@ PyObject* py_get_threads(const Arguments&) { return PyLong_FromLong(thread_count
 PyMethodDef* machine_methods() {
     static PyMethodDef methods[] = {
         INFERPLANE_METHOD(features, 0, "features() -> dict: what the processor has, and which kernels are used."),
-        INFERPLANE_METHOD(select, 1, "select(path): 'auto', 'portable', 'avx2', 'avx512', 'avx512_vnni' or 'avx512_bf16'."),
+        INFERPLANE_METHOD(select, 1, "select(path): 'auto', or a path of this build that the machine has."),
         INFERPLANE_METHOD(self_check, 1, "self_check(path) -> None, or what differs from the portable path."),
         INFERPLANE_METHOD(measure_limits, 0, "measure_limits() -> dict: read bandwidth and multiply-add peaks of all threads."),
         INFERPLANE_METHOD(set_threads, 1, "set_threads(threads): 0 for as many as the process may use."),

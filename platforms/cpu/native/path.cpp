@@ -4,6 +4,10 @@
 #include <atomic>
 #include <mutex>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #include "invalid.h"
 
 namespace inferplane {
@@ -22,6 +26,21 @@ bool has_avx512() {
 bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
 bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+#if INFERPLANE_AMX
+bool has_amx() { return has_avx512_bf16() && amx_usable(); }
+#endif
+
+#if defined(__aarch64__)
+bool has_neon_bf16() {
+#if defined(__linux__)
+    constexpr unsigned long both = 1 << 14 | 1 << 13;  // HWCAP2_BF16 and HWCAP2_I8MM, which older headers lack
+    return (getauxval(AT_HWCAP2) & both) == both;
+#else
+    return false;
+#endif
+}
 #endif
 
 std::atomic<const Path*> selected{nullptr};
@@ -56,6 +75,13 @@ const PathEntry paths[path_count] = {
     {avx512_vnni_path, has_avx512_vnni},
     {avx512_bf16_path, has_avx512_bf16},
 #endif
+#if INFERPLANE_AMX
+    {amx_path, has_amx},
+#endif
+#if defined(__aarch64__)
+    {neon_path, always},
+    {neon_bf16_path, has_neon_bf16},
+#endif
 };
 
 const Path& active_path() {
@@ -77,7 +103,7 @@ void select_path(const std::string& name) {
         const Path& path = paths[i].table();
         known += std::string(i ? ", " : "") + path.name;
         if (name != path.name) continue;
-        if (!paths[i].supported()) throw Invalid("select: this processor lacks the instructions of '" + name + "'; see features()");
+        if (!paths[i].supported()) throw Invalid("select: this machine lacks the instructions of '" + name + "'; see features()");
         if (i > 0 && !verdict(i).empty()) throw Invalid("select: '" + name + "' disagrees with the portable path: " + verdict(i));
         selected.store(&path);
         return;

@@ -9,6 +9,13 @@
 #include "rows.h"
 #include "sample.h"
 
+// Tiles need a permission that Linux gives, and a compiler that knows them: gcc 11.
+#if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 11
+#define INFERPLANE_AMX 1
+#else
+#define INFERPLANE_AMX 0
+#endif
+
 namespace inferplane {
 
 template <class Job> using RangeKernel = void (*)(const Job& job, int64_t first, int64_t last);
@@ -52,6 +59,14 @@ const Path& avx512_path();
 const Path& avx512_vnni_path();
 const Path& avx512_bf16_path();
 #endif
+#if INFERPLANE_AMX
+const Path& amx_path();
+bool amx_usable();  // the processor has the tiles, and the kernel lets this process use them
+#endif
+#if defined(__aarch64__)
+const Path& neon_path();
+const Path& neon_bf16_path();
+#endif
 
 struct PathEntry {
     const Path& (*table)();
@@ -59,8 +74,12 @@ struct PathEntry {
 };
 
 constexpr int path_count =
-#if defined(__x86_64__)
+#if INFERPLANE_AMX
+    6;
+#elif defined(__x86_64__)
     5;
+#elif defined(__aarch64__)
+    3;
 #else
     1;
 #endif

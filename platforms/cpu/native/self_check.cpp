@@ -164,6 +164,8 @@ template <class T> std::string check_type(const Path& path, const char* type) {
             }
         }
     }
+    // More k than a block of steps, and some left over.
+    if (!linear_agrees<T>(path, 18, 577, 70)) return "linear" + of + ", long rows";
     if (!attention_agrees<T>(path, 64, 64, 0) || !attention_agrees<T>(path, 33, 21, 0)) return "attention" + of;
     if (!attention_agrees<T>(path, 96, 80, 19)) return "attention in a window" + of;
     if (!rows_agree<T>(path)) return "norms or activations" + of;
