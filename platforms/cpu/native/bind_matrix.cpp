@@ -108,7 +108,7 @@ CacheShape cache_shape(const Array& k_cache, const Array& v_cache) {
 
 // The job of writing `k` and `v`, with every slot checked.
 WriteJob write_job(const Array& k, const Array& v, const Array& k_cache, const Array& v_cache, const Array& slots) {
-    WriteJob job{k.data, v.data, k_cache.data, v_cache.data, cache_shape(k_cache, v_cache), k_cache.dtype(), slots.expect({-1}).last(), slots.int32()};
+    WriteJob job{k.data, v.data, k_cache.data, v_cache.data, cache_shape(k_cache, v_cache), k_cache.dtype(), slots.expect({-1}).last(), slots.int32(), nullptr, nullptr};
     k.expect(k_cache.element).expect({job.tokens, job.cache.kv_heads, job.cache.key_dim});
     v.expect(k_cache.element).expect({job.tokens, job.cache.kv_heads, job.cache.value_dim});
     const int64_t limit = job.cache.blocks * job.cache.block_tokens;
