@@ -22,9 +22,9 @@ template <class P, class T, class S> class AttentionBlock {
     using Isa = typename P::Isa;
     using Left = typename P::Left;
     using Right = typename P::Right;
-    using Prefetcher = Ahead<Isa, S>;
+    using Prefetcher = Ahead<P>;
     static constexpr int64_t value_steps = key_tile / P::k_per_step;
-    static constexpr int64_t most_direct_rows = 2 * Isa::tile_rows;
+    static constexpr int64_t most_direct_rows = 8;  // no fewer than tile_rows
     static constexpr bool rough = sizeof(T) == 2;
 
     KeyRange visible(int64_t row, int64_t start) const;
@@ -32,10 +32,11 @@ template <class P, class T, class S> class AttentionBlock {
     void stage_queries();
     KeyRange seen_of(int64_t start) const;
     void attend_chunk(int64_t chunk);
-    void attend_direct(const KeyTile<S>& keys, Prefetcher& ahead);
+    void attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead);
     void attend_apart(int64_t first, const KeyTile<S>& keys);
     void attend(int64_t first, int64_t last, const KeyTile<S>& keys);
-    void weigh(int64_t low, int rows, const KeyTile<S>& keys);
+    void weigh(int64_t low, int rows, const float* scores, const KeyTile<S>& keys);
+    void score(const KeyTile<S>& keys, Prefetcher& ahead);
     void fold_chunk(int64_t chunk);
     void finish(const SoftmaxSums& sums);
 
@@ -47,7 +48,7 @@ template <class P, class T, class S> class AttentionBlock {
     const bool direct_;
     Left *queries_, *weights_;  // [rows, query_stride], [tile rows, 64 keys]
     Right *keys_, *values_;     // [key steps, 64 keys], [panels, value steps, 64 dims]
-    float* scores_;             // [tile rows, 64 keys]
+    float* scores_;             // [rows of a tile or of a direct block, 64 keys]
     float *chunk_memory_, *folded_memory_;
     int64_t* position_;         // [rows]
     S* zeros_;                  // [value_dim]: what an unseen key's values read as
@@ -75,11 +76,11 @@ template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::carve(char
         used += round_up(count * int64_t(sizeof(Item)), cache_line_bytes);
     };
     const int64_t sums = SoftmaxSums::floats(rows_, panels_);
-    take(queries_, rows_ * query_stride_);
+    take(queries_, (rows_ + most_direct_rows) * query_stride_);  // score_keys may read more rows than there are
     take(weights_, Isa::tile_rows * key_tile);
-    take(keys_, round_up(key_steps_, lanes) * key_tile);
+    take(keys_, direct_ ? 0 : round_up(key_steps_, lanes) * key_tile);
     take(values_, direct_ ? 0 : panels_ * value_steps * panel_columns);
-    take(scores_, Isa::tile_rows * key_tile);
+    take(scores_, most_direct_rows * key_tile);
     take(chunk_memory_, task_.parts ? 0 : sums);
     take(folded_memory_, span_.chunks() > 1 ? sums : 0);
     take(position_, rows_);
@@ -114,15 +115,20 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::stage_queries
     __builtin_memset(zeros_, 0, panels_ * panel_columns * sizeof(S));
 }
 
-// Scores and weights of rows low .. low + rows - 1, into weights_.
-template <class P, class T, class S> void AttentionBlock<P, T, S>::weigh(int64_t low, int rows, const KeyTile<S>& keys) {
-    multiply_tile<P>(rows, queries_ + low * query_stride_, query_stride_, keys_, key_steps_, scores_, key_tile / lanes, false);
+// Scores of all of a direct block's rows.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::score(const KeyTile<S>& keys, Prefetcher& ahead) {
+    const auto kernel = rows_ == 1 ? score_keys<P, 1, S> : rows_ == 2 ? score_keys<P, 2, S> : rows_ <= 4 ? score_keys<P, 4, S> : score_keys<P, 8, S>;
+    kernel(queries_, query_stride_, keys, cache_.key_dim, key_steps_, scores_, ahead);
+}
+
+// Weights of rows low .. low + rows - 1, from scores of `rows` rows.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::weigh(int64_t low, int rows, const float* scores, const KeyTile<S>& keys) {
     const bool codes = sizeof(S) == 1;
     for (int r = 0; r < rows; ++r) {
         const int64_t row = low + r, head = task_.kv_head * group_ + (task_.first + row) % group_;
         const ScoreRule rule{job_.scale, job_.softcap, job_.slopes ? job_.slopes[head] : 0.0f, float(keys.start - position_[row]),
                              codes ? keys.key_scale : nullptr, codes ? keys.value_scale : nullptr, visible(row, keys.start)};
-        softmax<P, rough>(sums_, row, rule, scores_ + r * key_tile, weights_ + r * key_tile);
+        softmax<P, rough>(sums_, row, rule, scores + r * key_tile, weights_ + r * key_tile);
     }
 }
 
@@ -132,7 +138,8 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::attend(int64_
     for (int64_t t = 0; t < tiles; ++t) {
         const int64_t low = first + (last - first) * t / tiles, high = first + (last - first) * (t + 1) / tiles;
         const int rows = int(high - low);
-        weigh(low, rows, keys);
+        multiply_tile<P>(rows, queries_ + low * query_stride_, query_stride_, keys_, key_steps_, scores_, key_tile / lanes, false);
+        weigh(low, rows, scores_, keys);
         const int64_t steps = (visible(high - 1, keys.start).high + P::k_per_step - 1) / P::k_per_step;
         for (int64_t panel = 0; panel < panels_; ++panel) {
             const int64_t dims = cache_.value_dim - panel * panel_columns;
@@ -144,13 +151,14 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::attend(int64_
 }
 
 // All rows see the same keys, and nobody else's values are in the way.
-template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_direct(const KeyTile<S>& keys, Prefetcher& ahead) {
+template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead) {
     const int64_t most = Isa::tile_rows, tiles = (rows_ + most - 1) / most;
+    score(keys, values_ahead);
     for (int64_t t = 0; t < tiles; ++t) {
         const int64_t low = rows_ * t / tiles, high = rows_ * (t + 1) / tiles;
-        weigh(low, int(high - low), keys);
+        weigh(low, int(high - low), scores_ + low * key_tile, keys);
         for (int64_t panel = 0; panel < panels_; ++panel) {
-            mix_values<P>(int(high - low), weights_, keys, panel * panel_columns, sums_.row_out(panel, low), ahead);
+            mix_values<P>(int(high - low), weights_, keys, panel * panel_columns, sums_.row_out(panel, low), keys_ahead);
         }
     }
 }
@@ -162,30 +170,30 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_apart(
         while (next < rows_ && position_[next] == position_[row]) ++next;
         const KeyRange range = visible(row, keys.start);
         if (range.low >= range.high) continue;
-        Prefetcher none(job_, keys);
+        Prefetcher none(nullptr, 0);
         pack_values<P>(keys, range, cache_.value_dim, zeros_, values_, none);
         attend(row, next, keys);
     }
 }
 
 template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_chunk(int64_t chunk) {
-    clear<Isa>(sums_);
+    clear<P>(sums_);
     const int64_t begin = chunk * key_chunk > span_.begin ? chunk * key_chunk : span_.begin;
     const int64_t end = (chunk + 1) * key_chunk < span_.end ? (chunk + 1) * key_chunk : span_.end;
     KeyTile<S> keys[2];
-    locate<Isa>(job_, task_, begin, seen_of(begin), zeros_, keys[0]);
+    locate<P>(job_, task_, begin, seen_of(begin), zeros_, keys[0]);
     int64_t row = 0;
     for (int64_t start = begin, turn = 0; start < end; start += key_tile, turn ^= 1) {
         KeyTile<S>& next = keys[turn ^ 1];
-        next.seen = {0, 0};
-        if (start + key_tile < end) locate<Isa>(job_, task_, start + key_tile, seen_of(start + key_tile), zeros_, next);
-        Prefetcher ahead(job_, next);
-        pack_keys<P>(keys[turn], cache_.key_dim, key_steps_, keys_, ahead);
+        next.runs = 0;
+        if (start + key_tile < end) locate<P>(job_, task_, start + key_tile, seen_of(start + key_tile), zeros_, next);
+        Prefetcher values_ahead(keys[turn].value_runs, job_.v_cache ? keys[turn].runs : 0), keys_ahead(next.key_runs, next.runs);
         if (direct_) {
-            attend_direct(keys[turn], ahead);
+            attend_direct(keys[turn], values_ahead, keys_ahead);
             continue;
         }
-        const bool finite = pack_values<P>(keys[turn], keys[turn].seen, cache_.value_dim, zeros_, values_, ahead);
+        pack_keys<P>(keys[turn], cache_.key_dim, key_steps_, keys_, values_ahead);
+        const bool finite = pack_values<P>(keys[turn], keys[turn].seen, cache_.value_dim, zeros_, values_, keys_ahead);
         while (position_[row] < start) ++row;  // earlier queries see none of this tile
         if (finite) attend(row, rows_, keys[turn]);
         else attend_apart(row, keys[turn]);
@@ -197,8 +205,8 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::fold_chunk(in
     for (int64_t row = 0; row < rows_; ++row) {
         const int64_t first = job_.first_visible(position_[row]) / key_chunk;
         if (chunk < first || chunk > position_[row] / key_chunk) continue;
-        if (chunk == first) copy_row<Isa>(folded_, sums_, row);
-        else fold<Isa>(folded_, sums_, row);
+        if (chunk == first) copy_row<P>(folded_, sums_, row);
+        else fold<P>(folded_, sums_, row);
     }
 }
 

@@ -9,14 +9,18 @@ namespace inferplane {
 
 // One tile of keys. Only those in `seen` are read: unseen ones stand for one that is seen (the softmax drops their
 // scores), and their values for zeros.
+struct MemoryRun { const char *begin, *end; };
+
 template <class S> struct KeyTile {
     int64_t start;
     KeyRange seen;
     const S *key[key_tile], *value[key_tile];
     float key_scale[key_tile], value_scale[key_tile];  // of codes
+    MemoryRun key_runs[key_tile], value_runs[key_tile];  // the same as pieces of memory, for prefetching
+    int runs;
 };
 
-template <class Isa, class S>
+template <class P, class S>
 void locate(const AttentionJob& job, const AttentionTask& task, int64_t start, KeyRange seen, const S* zeros, KeyTile<S>& keys) {
     const CacheShape& cache = job.cache;
     const int64_t value_stride = job.v_cache ? cache.value_dim : cache.key_dim;
@@ -25,6 +29,7 @@ void locate(const AttentionJob& job, const AttentionTask& task, int64_t start, K
     const int32_t* table = job.table + task.row * job.table_width;
     keys.start = start;
     keys.seen = seen;
+    keys.runs = 0;
     int64_t block = (start + seen.low) / cache.block_tokens, offset = (start + seen.low) % cache.block_tokens;
     for (int64_t i = seen.low; i < seen.high; ++block, offset = 0) {
         const int64_t token = cache.token(table[block], task.kv_head, offset), run = cache.block_tokens - offset;
@@ -37,6 +42,11 @@ void locate(const AttentionJob& job, const AttentionTask& task, int64_t start, K
             keys.key_scale[j] = job.k_scale[first + j];
             keys.value_scale[j] = v_scale[first + j];
         }
+        const auto piece = [&](const S* from, int64_t dim) {
+            return MemoryRun{reinterpret_cast<const char*>(from), reinterpret_cast<const char*>(from + (stop - i) * dim)};
+        };
+        keys.key_runs[keys.runs] = piece(keys.key[i], cache.key_dim);
+        keys.value_runs[keys.runs++] = piece(keys.value[i], cache.value_dim);
         i = stop;
     }
     for (int64_t i = 0; i < key_tile; i = i + 1 == seen.low ? seen.high : i + 1) {
@@ -48,28 +58,28 @@ void locate(const AttentionJob& job, const AttentionTask& task, int64_t start, K
     }
 }
 
-// Fetches the next tile a few keys at a time: a burst would fill the core's miss buffers and stall it, a pause drain them.
-template <class Isa, class S> class Ahead {
+// Fetches what the next phase reads into the nearest cache, a few lines at a time and evenly: a burst would fill the
+// core's miss buffers and stall it, a pause would drain them. One phase ahead, since a head's blocks share cache sets.
+template <class P> class Ahead {
   public:
-    Ahead(const AttentionJob& job, const KeyTile<S>& keys)
-        : keys_(keys), at_(keys.seen.low), key_bytes_(job.cache.key_dim * int64_t(sizeof(S))),
-          value_bytes_(job.v_cache ? job.cache.value_dim * int64_t(sizeof(S)) : 0) {}
+    Ahead(const MemoryRun* runs, int count) : run_(runs), stop_(runs + count) {}
 
-    INFERPLANE_INLINE void until(int64_t key) {
-        for (; at_ < key && at_ < keys_.seen.high; ++at_) {
-            touch(reinterpret_cast<const char*>(keys_.key[at_]), key_bytes_);
-            touch(reinterpret_cast<const char*>(keys_.value[at_]), value_bytes_);
-        }
+    template <int lines> INFERPLANE_INLINE void fetch() {
+        if (at_ >= end_ && !turn()) return;
+        for (int i = 0; i < lines; ++i) __builtin_prefetch(at_ + i * cache_line_bytes, 0, 3);
+        at_ += lines * cache_line_bytes;
     }
 
   private:
-    static INFERPLANE_INLINE void touch(const char* from, int64_t bytes) {
-        for (int64_t byte = 0; byte < bytes; byte += cache_line_bytes) Isa::prefetch(from + byte);
+    INFERPLANE_INLINE bool turn() {
+        if (run_ == stop_) return false;
+        at_ = run_->begin;
+        end_ = (run_++)->end;
+        return true;
     }
 
-    const KeyTile<S>& keys_;
-    int64_t at_;
-    const int64_t key_bytes_, value_bytes_;
+    const MemoryRun *run_, *stop_;
+    const char *at_ = nullptr, *end_ = nullptr;
 };
 
 }  // namespace inferplane

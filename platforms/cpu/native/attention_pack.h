@@ -2,7 +2,11 @@
 //
 //   pack_keys     K tile -> [key_dim steps][64 keys]          sixteen keys by sixteen steps are transposed at a time
 //   pack_values   V tile -> [panels of 64 dims][key steps][64]
-//   mix_values    out [rows, 64 dims] += weights V, of few rows, straight from the cache
+//
+// Few rows take them straight from the cache instead, with the same sums in the same order:
+//
+//   score_keys    scores [rows, 64 keys] = q K         sixteen keys by sixteen steps are transposed in registers
+//   mix_values    out [rows, 64 dims] += weights V
 #pragma once
 
 #include "attention_keys.h"
@@ -26,23 +30,58 @@ template <class P, class S> INFERPLANE_INLINE Words<typename P::Isa> load_steps(
     }
 }
 
+// Sixteen keys by sixteen steps as sixteen steps by sixteen keys.
 template <class P, class S>
-void pack_keys(const KeyTile<S>& keys, int64_t key_dim, int64_t steps, typename P::Right* packed, Ahead<typename P::Isa, S>& ahead) {
-    using Isa = typename P::Isa;
+INFERPLANE_INLINE void turn_keys(const S* const* keys, int64_t d, int64_t left, Words<typename P::Isa> (&steps)[lanes]) {
     constexpr int64_t dims = lanes * P::k_per_step;
+    if (left >= dims) {
+        for (int i = 0; i < lanes; ++i) steps[i] = load_steps<P>(keys[i] + d, dims);
+    } else {
+        for (int i = 0; i < lanes; ++i) steps[i] = load_steps<P>(keys[i] + d, left);
+    }
+    P::Isa::transpose(steps);
+}
+
+template <class P, class S>
+void pack_keys(const KeyTile<S>& keys, int64_t key_dim, int64_t steps, typename P::Right* packed, Ahead<P>& ahead) {
+    using Isa = typename P::Isa;
     for (int64_t key = 0; key < key_tile; key += lanes) {
         for (int64_t step = 0; step < steps; step += lanes) {
-            const int64_t d = step * P::k_per_step, left = key_dim - d;
-            Words<Isa> rows[lanes];
-            if (left >= dims) {
-                for (int i = 0; i < lanes; ++i) rows[i] = load_steps<P>(keys.key[key + i] + d, dims);
-            } else {
-                for (int i = 0; i < lanes; ++i) rows[i] = load_steps<P>(keys.key[key + i] + d, left);
-            }
-            Isa::transpose(rows);
-            for (int i = 0; i < lanes; ++i) store_words(packed + (step + i) * key_tile + key, rows[i]);
+            Words<Isa> turned[lanes];
+            turn_keys<P>(keys.key + key, step * P::k_per_step, key_dim - step * P::k_per_step, turned);
+            for (int i = 0; i < lanes; ++i) store_words(packed + (step + i) * key_tile + key, turned[i]);
+            ahead.template fetch<lanes>();
         }
-        ahead.until(key / 2 + lanes / 2);
+    }
+}
+
+// scores [rows, 64] of the seen keys, rows being at least as many as wanted.
+template <class P, int rows, class S>
+void score_keys(const typename P::Left* queries, int64_t stride, const KeyTile<S>& keys, int64_t key_dim, int64_t steps, float* scores,
+                Ahead<P>& ahead) {
+    using Isa = typename P::Isa;
+    for (int64_t key = keys.seen.low / lanes * lanes; key < keys.seen.high; key += lanes) {
+        Floats<Isa> sums[rows];
+        for (Floats<Isa>& s : sums) s = fill<Isa>(0.0f);
+        for (int64_t step = 0; step < steps; step += lanes) {
+            Words<Isa> turned[lanes];
+            turn_keys<P>(keys.key + key, step * P::k_per_step, key_dim - step * P::k_per_step, turned);
+            const typename P::Left* left = queries + step * P::left_per_step;
+            const auto take = [&](int i) {
+                for (int r = 0; r < rows; ++r) {
+                    sums[r] = P::multiply(P::broadcast(left + r * stride + i * P::left_per_step, 0), P::as_vector(turned[i]), sums[r]);
+                }
+            };
+            if (steps - step >= lanes) {
+                for (int i = 0; i < lanes; ++i) {
+                    take(i);
+                    if (i % 4 == 3) ahead.template fetch<4>();
+                }
+            } else {
+                for (int i = 0; i < steps - step; ++i) take(i);
+            }
+        }
+        for (int r = 0; r < rows; ++r) store<Isa>(scores + r * key_tile + key, sums[r]);
     }
 }
 
@@ -57,7 +96,7 @@ template <class P, class S> INFERPLANE_INLINE Words<typename P::Isa> value_step(
 // Values of the keys in `range`, zeros for others up to its end; says whether all are finite.
 template <class P, class S>
 bool pack_values(const KeyTile<S>& keys, KeyRange range, int64_t value_dim, const S* zeros, typename P::Right* packed,
-                 Ahead<typename P::Isa, S>& ahead) {
+                 Ahead<P>& ahead) {
     using Isa = typename P::Isa;
     constexpr int64_t steps = key_tile / P::k_per_step;
     const int64_t panels = (value_dim + panel_columns - 1) / panel_columns;
@@ -78,7 +117,7 @@ bool pack_values(const KeyTile<S>& keys, KeyRange range, int64_t value_dim, cons
                 probe[j] = P::multiply(nothing, P::as_vector(made), probe[j]);
             }
         }
-        ahead.until(key_tile / 2 + (step + 1) * key_tile / 2 / steps);
+        ahead.template fetch<4>();
     }
     return sum(probe[0] + probe[1] + (probe[2] + probe[3])) == 0.0f;
 }
@@ -98,7 +137,7 @@ INFERPLANE_INLINE void load_values(const S* even, const S* odd, typename P::Vect
 
 // Adds to each sum what the tile kernel would over packed values, in the same order of keys.
 template <class P, int rows, class S>
-void mix_values(const typename P::Left* weights, const KeyTile<S>& keys, int64_t dim, float* out, Ahead<typename P::Isa, S>& ahead) {
+void mix_values(const typename P::Left* weights, const KeyTile<S>& keys, int64_t dim, float* out, Ahead<P>& ahead) {
     using Isa = typename P::Isa;
     constexpr int columns = Isa::tile_columns(rows), k = P::k_per_step;
     for (int first = 0; first < panel_columns; first += columns * lanes, dim += columns * lanes, out += columns * lanes) {
@@ -113,7 +152,7 @@ void mix_values(const typename P::Left* weights, const KeyTile<S>& keys, int64_t
                 const typename P::Vector weight = P::broadcast(weights + r * key_tile + key, 0);
                 for (int j = 0; j < columns; ++j) sums[r][j] = P::multiply(weight, values[j], sums[r][j]);
             }
-            ahead.until((key_tile + key) / 2 + k);
+            ahead.template fetch<2 * k>();
         }
         for (int r = 0; r < rows; ++r) {
             for (int j = 0; j < columns; ++j) store<Isa>(out + r * panel_columns + j * lanes, sums[r][j]);
@@ -123,7 +162,7 @@ void mix_values(const typename P::Left* weights, const KeyTile<S>& keys, int64_t
 
 template <class P, int rows = P::Isa::tile_rows, class S>
 INFERPLANE_INLINE void mix_values(int actual_rows, const typename P::Left* weights, const KeyTile<S>& keys, int64_t dim, float* out,
-                                  Ahead<typename P::Isa, S>& ahead) {
+                                  Ahead<P>& ahead) {
     if constexpr (rows > 0) {
         if (actual_rows == rows) mix_values<P, rows>(weights, keys, dim, out, ahead);
         else mix_values<P, rows - 1>(actual_rows, weights, keys, dim, out, ahead);

@@ -16,7 +16,7 @@ constexpr float log2_e = 1.44269504f;
 
 struct KeyRange { int64_t low, high; };  // keys of a tile, relative to its start
 
-template <class Isa> void clear(const SoftmaxSums& sums) {
+template <class P> void clear(const SoftmaxSums& sums) {
     __builtin_memset(sums.out, 0, (sums.total - sums.out + sums.rows * lanes) * sizeof(float));
     for (int64_t row = 0; row < sums.rows; ++row) sums.peak[row] = -__builtin_inff();
 }
@@ -95,7 +95,8 @@ void softmax(const SoftmaxSums& sums, int64_t row, const ScoreRule& rule, const 
 }
 
 // Row `row` of `into` takes the sums over the next chunk of keys.
-template <class Isa> void fold(const SoftmaxSums& into, const SoftmaxSums& next, int64_t row) {
+template <class P> void fold(const SoftmaxSums& into, const SoftmaxSums& next, int64_t row) {
+    using Isa = typename P::Isa;
     const float old = into.peak[row], other = next.peak[row], peak = other > old ? other : old;
     const float base = peak > -__builtin_inff() ? peak : 0.0f;
     rescale<Isa>(into, row, power_between<Isa>(old, base));
@@ -108,7 +109,7 @@ template <class Isa> void fold(const SoftmaxSums& into, const SoftmaxSums& next,
     }
 }
 
-template <class Isa> void copy_row(const SoftmaxSums& to, const SoftmaxSums& from, int64_t row) {
+template <class P> void copy_row(const SoftmaxSums& to, const SoftmaxSums& from, int64_t row) {
     to.peak[row] = from.peak[row];
     __builtin_memcpy(to.total + row * lanes, from.total + row * lanes, lanes * sizeof(float));
     for (int64_t panel = 0; panel < to.panels; ++panel) {
