@@ -12,6 +12,7 @@ namespace inferplane {
 constexpr int key_tile = 64;     // keys per tile, aligned at absolute positions
 constexpr int key_chunk = 1024;  // keys whose sums are made apart and folded in order: what a task may take of a long row
 constexpr int query_rows = 96;   // (token, head) pairs that share one packed tile of keys and values
+constexpr int direct_rows = 8;   // heads of one token that do without packing, no fewer than a tile of linear has rows
 
 struct CacheShape {
     int64_t blocks, kv_heads, block_tokens, key_dim, value_dim;
@@ -37,11 +38,11 @@ struct AttentionJob {
     int64_t first_visible(int64_t at) const { return window && at >= window ? at - window + 1 : 0; }
 };
 
-// One row's flattened (token, head of the group) pairs [first, last) of one key/value head: over all its chunks of keys;
+// One row's flattened (token, head of the group) pairs [first, last) of `heads` key/value heads: over all chunks of keys;
 // or, where `parts` is given, over one of them, whose sums stay there; or (chunk -1) the folding of such sums.
 struct AttentionTask {
-    int64_t row, kv_head, first, last, chunk;
-    float* parts;  // a SoftmaxSums per chunk
+    int64_t row, kv_head, heads, first, last, chunk;
+    float* parts;  // per head, per chunk: SoftmaxSums
 };
 
 struct WriteJob {

@@ -16,7 +16,14 @@ namespace inferplane {
 template <class P, class T, class S> class AttentionBlock {
   public:
     AttentionBlock(const AttentionJob& job, const AttentionTask& task);
-    void run();
+    int64_t carve_own(char* base);
+    int64_t carve_shared(char* base);
+    void stage_queries();
+    void begin_chunk(int64_t chunk);
+    void locate_tile(int64_t start, KeyTile<S>& keys) const;
+    void attend_tile(const KeyTile<S>& keys, const KeyTile<S>& next);
+    void fold_chunk(int64_t chunk);
+    void finish();
 
   private:
     using Isa = typename P::Isa;
@@ -24,21 +31,14 @@ template <class P, class T, class S> class AttentionBlock {
     using Right = typename P::Right;
     using Prefetcher = Ahead<P>;
     static constexpr int64_t value_steps = key_tile / P::k_per_step;
-    static constexpr int64_t most_direct_rows = 8;  // no fewer than tile_rows
     static constexpr bool rough = sizeof(T) == 2;
 
     KeyRange visible(int64_t row, int64_t start) const;
-    int64_t carve(char* base);
-    void stage_queries();
-    KeyRange seen_of(int64_t start) const;
-    void attend_chunk(int64_t chunk);
     void attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead);
     void attend_apart(int64_t first, const KeyTile<S>& keys);
     void attend(int64_t first, int64_t last, const KeyTile<S>& keys);
     void weigh(int64_t low, int rows, const float* scores, const KeyTile<S>& keys);
     void score(const KeyTile<S>& keys, Prefetcher& ahead);
-    void fold_chunk(int64_t chunk);
-    void finish(const SoftmaxSums& sums);
 
     const AttentionJob& job_;
     const AttentionTask task_;
@@ -51,6 +51,7 @@ template <class P, class T, class S> class AttentionBlock {
     float* scores_;             // [rows of a tile or of a direct block, 64 keys]
     float *chunk_memory_, *folded_memory_;
     int64_t* position_;         // [rows]
+    int64_t first_row_ = 0;     // rows before it see nothing from here on
     S* zeros_;                  // [value_dim]: what an unseen key's values read as
     SoftmaxSums sums_{nullptr, 0, 0}, folded_{nullptr, 0, 0};  // of this chunk, of those before it
 };
@@ -60,32 +61,30 @@ AttentionBlock<P, T, S>::AttentionBlock(const AttentionJob& job, const Attention
     : job_(job), task_(task), cache_(job.cache), span_(key_span(job, task)), rows_(task.last - task.first), group_(job.group()),
       key_steps_((cache_.key_dim + P::k_per_step - 1) / P::k_per_step), panels_((cache_.value_dim + panel_columns - 1) / panel_columns),
       query_stride_(round_up(cache_.key_dim, lanes) + lanes),
-      direct_(task.first / group_ == (task.last - 1) / group_ && rows_ <= most_direct_rows && cache_.value_dim % panel_columns == 0) {
-    static thread_local Scratch scratch;
-    carve(scratch.get<char>(carve(nullptr)));
-    sums_ = SoftmaxSums(chunk_memory_, rows_, panels_);
-    folded_ = SoftmaxSums(folded_memory_, rows_, panels_);
+      direct_(task.first / group_ == (task.last - 1) / group_ && rows_ <= direct_rows && cache_.value_dim % panel_columns == 0) {}
+
+// What lasts from tile to tile; returns the bytes it takes.
+template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::carve_own(char* base) {
+    Carver own(base);
+    const int64_t sums = SoftmaxSums::floats(rows_, panels_);
+    own.take(queries_, (rows_ + direct_rows) * query_stride_);  // score_keys may read more rows than there are
+    own.take(chunk_memory_, task_.parts ? 0 : sums);
+    own.take(folded_memory_, span_.chunks() > 1 ? sums : 0);
+    own.take(position_, rows_);
+    if (base) sums_ = SoftmaxSums(chunk_memory_, rows_, panels_), folded_ = SoftmaxSums(folded_memory_, rows_, panels_);
+    return own.used();
 }
 
-// Lays the work arrays out from `base`, each on its own cache line; returns the bytes they take.
-template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::carve(char* base) {
-    int64_t used = 0;
-    const auto take = [&](auto*& array, int64_t count) {
-        using Item = typename std::remove_reference<decltype(*array)>::type;
-        array = base ? reinterpret_cast<Item*>(base + used) : nullptr;
-        used += round_up(count * int64_t(sizeof(Item)), cache_line_bytes);
-    };
-    const int64_t sums = SoftmaxSums::floats(rows_, panels_);
-    take(queries_, (rows_ + most_direct_rows) * query_stride_);  // score_keys may read more rows than there are
-    take(weights_, Isa::tile_rows * key_tile);
-    take(keys_, direct_ ? 0 : round_up(key_steps_, lanes) * key_tile);
-    take(values_, direct_ ? 0 : panels_ * value_steps * panel_columns);
-    take(scores_, most_direct_rows * key_tile);
-    take(chunk_memory_, task_.parts ? 0 : sums);
-    take(folded_memory_, span_.chunks() > 1 ? sums : 0);
-    take(position_, rows_);
-    take(zeros_, panels_ * panel_columns);
-    return used;
+// What the heads of a task take turns with.
+template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::carve_shared(char* base) {
+    Carver shared(base);
+    shared.take(weights_, Isa::tile_rows * key_tile);
+    shared.take(scores_, direct_rows * key_tile);
+    shared.take(keys_, direct_ ? 0 : round_up(key_steps_, lanes) * key_tile);
+    shared.take(values_, direct_ ? 0 : panels_ * value_steps * panel_columns);
+    shared.take(zeros_, panels_ * panel_columns);
+    if (base) __builtin_memset(zeros_, 0, panels_ * panel_columns * sizeof(S));
+    return shared.used();
 }
 
 template <class P, class T, class S> KeyRange AttentionBlock<P, T, S>::visible(int64_t row, int64_t start) const {
@@ -93,9 +92,9 @@ template <class P, class T, class S> KeyRange AttentionBlock<P, T, S>::visible(i
     return {low < 0 ? 0 : low, high < key_tile ? high : key_tile};
 }
 
-// What anyone sees of the tile.
-template <class P, class T, class S> KeyRange AttentionBlock<P, T, S>::seen_of(int64_t start) const {
-    return {visible(0, start).low, visible(rows_ - 1, start).high};
+// With what anyone sees of the tile.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::locate_tile(int64_t start, KeyTile<S>& keys) const {
+    locate<P>(job_, task_, start, {visible(0, start).low, visible(rows_ - 1, start).high}, zeros_, keys);
 }
 
 template <class P, class T, class S> void AttentionBlock<P, T, S>::stage_queries() {
@@ -112,7 +111,6 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::stage_queries
         }
         position_[row] = job_.first_position(task_.row) + flat / group_;
     }
-    __builtin_memset(zeros_, 0, panels_ * panel_columns * sizeof(S));
 }
 
 // Scores of all of a direct block's rows.
@@ -176,28 +174,22 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_apart(
     }
 }
 
-template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_chunk(int64_t chunk) {
+template <class P, class T, class S> void AttentionBlock<P, T, S>::begin_chunk(int64_t chunk) {
+    const int64_t floats = SoftmaxSums::floats(rows_, panels_);
+    if (task_.parts) sums_ = SoftmaxSums(task_.parts + (chunk - span_.first_chunk()) * floats, rows_, panels_);
+    if (task_.parts && task_.chunk < 0) return;
     clear<P>(sums_);
-    const int64_t begin = chunk * key_chunk > span_.begin ? chunk * key_chunk : span_.begin;
-    const int64_t end = (chunk + 1) * key_chunk < span_.end ? (chunk + 1) * key_chunk : span_.end;
-    KeyTile<S> keys[2];
-    locate<P>(job_, task_, begin, seen_of(begin), zeros_, keys[0]);
-    int64_t row = 0;
-    for (int64_t start = begin, turn = 0; start < end; start += key_tile, turn ^= 1) {
-        KeyTile<S>& next = keys[turn ^ 1];
-        next.runs = 0;
-        if (start + key_tile < end) locate<P>(job_, task_, start + key_tile, seen_of(start + key_tile), zeros_, next);
-        Prefetcher values_ahead(keys[turn].value_runs, job_.v_cache ? keys[turn].runs : 0), keys_ahead(next.key_runs, next.runs);
-        if (direct_) {
-            attend_direct(keys[turn], values_ahead, keys_ahead);
-            continue;
-        }
-        pack_keys<P>(keys[turn], cache_.key_dim, key_steps_, keys_, values_ahead);
-        const bool finite = pack_values<P>(keys[turn], keys[turn].seen, cache_.value_dim, zeros_, values_, keys_ahead);
-        while (position_[row] < start) ++row;  // earlier queries see none of this tile
-        if (finite) attend(row, rows_, keys[turn]);
-        else attend_apart(row, keys[turn]);
-    }
+    first_row_ = 0;
+}
+
+template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_tile(const KeyTile<S>& keys, const KeyTile<S>& next) {
+    Prefetcher values_ahead(keys.value_runs, job_.v_cache ? keys.runs : 0), keys_ahead(next.key_runs, next.runs);
+    if (direct_) return attend_direct(keys, values_ahead, keys_ahead);
+    pack_keys<P>(keys, cache_.key_dim, key_steps_, keys_, values_ahead);
+    const bool finite = pack_values<P>(keys, keys.seen, cache_.value_dim, zeros_, values_, keys_ahead);
+    while (position_[first_row_] < keys.start) ++first_row_;
+    if (finite) attend(first_row_, rows_, keys);
+    else attend_apart(first_row_, keys);
 }
 
 // Each row folds the chunks of which it sees a key, the first being a copy.
@@ -210,20 +202,8 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::fold_chunk(in
     }
 }
 
-template <class P, class T, class S> void AttentionBlock<P, T, S>::run() {
-    stage_queries();
-    const bool one_part = task_.chunk >= 0, only_fold = task_.parts && !one_part;
-    for (int64_t i = 0; i < span_.chunks(); ++i) {
-        const int64_t chunk = span_.first_chunk() + i;
-        if (one_part && chunk != task_.chunk) continue;
-        if (task_.parts) sums_ = SoftmaxSums(task_.parts + i * SoftmaxSums::floats(rows_, panels_), rows_, panels_);
-        if (!only_fold) attend_chunk(chunk);
-        if (!one_part && span_.chunks() > 1) fold_chunk(chunk);
-    }
-    if (!one_part) finish(span_.chunks() > 1 ? folded_ : sums_);
-}
-
-template <class P, class T, class S> void AttentionBlock<P, T, S>::finish(const SoftmaxSums& sums) {
+template <class P, class T, class S> void AttentionBlock<P, T, S>::finish() {
+    const SoftmaxSums& sums = span_.chunks() > 1 ? folded_ : sums_;
     for (int64_t row = 0; row < rows_; ++row) {
         const int64_t flat = task_.first + row, token = job_.starts[task_.row] + flat / group_;
         const int64_t head = task_.kv_head * group_ + flat % group_;
@@ -252,8 +232,49 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::finish(const 
     }
 }
 
+// Head after head at each tile: their keys are neighbours in memory.
+template <class Block, class S> void attend_chunk(std::vector<Block>& blocks, const KeySpan& span, int64_t chunk) {
+    const int64_t begin = chunk * key_chunk > span.begin ? chunk * key_chunk : span.begin;
+    const int64_t end = (chunk + 1) * key_chunk < span.end ? (chunk + 1) * key_chunk : span.end;
+    const int64_t heads = int64_t(blocks.size()), units = (end - begin + key_tile - 1) / key_tile * heads;
+    KeyTile<S> keys[2];
+    blocks[0].locate_tile(begin, keys[0]);
+    for (int64_t unit = 0; unit < units; ++unit) {
+        KeyTile<S>& next = keys[(unit + 1) % 2];
+        next.runs = 0;
+        if (unit + 1 < units) blocks[(unit + 1) % heads].locate_tile(begin + (unit + 1) / heads * key_tile, next);
+        blocks[unit % heads].attend_tile(keys[unit % 2], next);
+    }
+}
+
 template <class P, class T, class S> void attend_task(const AttentionJob& job, const AttentionTask& task) {
-    AttentionBlock<P, T, S>(job, task).run();
+    using Block = AttentionBlock<P, T, S>;
+    const KeySpan span = key_span(job, task);
+    const bool one_part = task.chunk >= 0, only_fold = task.parts && !one_part;
+    const int64_t part = span.chunks() * SoftmaxSums::floats(task.last - task.first, (job.cache.value_dim + panel_columns - 1) / panel_columns);
+    std::vector<Block> blocks;
+    blocks.reserve(task.heads);
+    AttentionTask head = task;
+    for (int64_t h = 0; h < task.heads; ++h, ++head.kv_head, head.parts += head.parts ? part : 0) blocks.emplace_back(job, head);
+    const int64_t own = blocks[0].carve_own(nullptr), shared = blocks[0].carve_shared(nullptr);
+    static thread_local Scratch scratch;
+    char* base = scratch.get<char>(shared + own * task.heads);
+    for (int64_t h = 0; h < task.heads; ++h) {
+        blocks[h].carve_shared(base);
+        blocks[h].carve_own(base + shared + h * own);
+        blocks[h].stage_queries();
+    }
+    for (int64_t chunk = span.first_chunk(); chunk < span.first_chunk() + span.chunks(); ++chunk) {
+        if (one_part && chunk != task.chunk) continue;
+        for (Block& block : blocks) block.begin_chunk(chunk);
+        if (!only_fold) attend_chunk<Block, S>(blocks, span, chunk);
+        for (Block& block : blocks) {
+            if (!one_part && span.chunks() > 1) block.fold_chunk(chunk);
+        }
+    }
+    for (Block& block : blocks) {
+        if (!one_part) block.finish();
+    }
 }
 
 }  // namespace inferplane

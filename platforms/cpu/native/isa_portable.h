@@ -56,6 +56,7 @@ struct Portable {
     static INFERPLANE_INLINE u32 multiply_pairs(u32 a, u32 b) {
         const i32 x = i32(a), y = i32(b);
         return u32(((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16));
+    }
 
     static INFERPLANE_INLINE Floats<Portable> load_bytes(const int8_t* from) {
         Floats<Portable> v;
