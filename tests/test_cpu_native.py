@@ -188,7 +188,7 @@ class Paged:
             k, v = (rng.standard_normal((length, kv_heads, dim)).astype(dtype) for dim in (key_dim, value_dim))
             positions = np.arange(length)
             slots = (mine[positions // block_tokens] * block_tokens + positions % block_tokens).astype(np.int32)
-            native.write_kv(k, v, self.k_cache, self.v_cache, slots)
+            native.write_kv(k, v, self.k_cache, self.v_cache, slots, None, None)
             self.keys.append(k)
             self.values.append(v)
         self.starts = np.concatenate([[0], np.cumsum([n for n, _ in rows])]).astype(np.int32)
@@ -197,7 +197,7 @@ class Paged:
 
     def run(self, q, *, scale=0.125, window=0, softcap=0.0, sinks=None):
         guarded = Guarded((len(q), q.shape[1], self.v_cache.shape[3]), self.dtype)
-        native.attention(q, self.k_cache, self.v_cache, guarded.out, self.table, self.starts, self.lengths, scale, window, softcap, sinks)
+        native.attention(q, self.k_cache, self.v_cache, guarded.out, self.table, self.starts, self.lengths, scale, window, softcap, sinks, None, None, None)
         return guarded.check()
 
 
@@ -289,7 +289,7 @@ def test_any_block_size_gives_the_same_bits(path, dtype, block_tokens):
     for row, (_, length) in enumerate(other.rows):
         positions = np.arange(length)
         slots = (other.table[row, positions // block_tokens] * block_tokens + positions % block_tokens).astype(np.int32)
-        native.write_kv(paged.keys[row], paged.values[row], other.k_cache, other.v_cache, slots)
+        native.write_kv(paged.keys[row], paged.values[row], other.k_cache, other.v_cache, slots, None, None)
     np.testing.assert_array_equal(bits(other.run(q)), bits(paged.run(q)))
 
 
@@ -377,12 +377,12 @@ def test_pools_beyond_2_31_elements_are_addressed_in_64_bits():
     k, v, q = (numbers(i, (20, 1, 64), BF16) for i in range(3))
     table = np.array([[shape[0] - 1, shape[0] - 2]], np.int32)
     slots = (table[0, np.arange(20) // 16].astype(np.int64) * 16 + np.arange(20) % 16).astype(np.int32)
-    native.write_kv(k, v, k_cache, v_cache, slots)
+    native.write_kv(k, v, k_cache, v_cache, slots, None, None)
     np.testing.assert_array_equal(bits(k_cache[-1, 0]), bits(k[:16, 0]))
     out = np.empty((20, 1, 64), BF16)
-    native.attention(q, k_cache, v_cache, out, table, np.array([0, 20], np.int32), np.array([20], np.int32), 0.125, 0, 0.0, None)
+    native.attention(q, k_cache, v_cache, out, table, np.array([0, 20], np.int32), np.array([20], np.int32), 0.125, 0, 0.0, None, None, None, None)
     small = Paged(0, BF16, [(20, 20)], kv_heads=1)
-    native.write_kv(k, v, small.k_cache, small.v_cache, (small.table[0, np.arange(20) // 16] * 16 + np.arange(20) % 16).astype(np.int32))
+    native.write_kv(k, v, small.k_cache, small.v_cache, (small.table[0, np.arange(20) // 16] * 16 + np.arange(20) % 16).astype(np.int32), None, None)
     np.testing.assert_array_equal(bits(out), bits(small.run(q)))
 
 
@@ -390,7 +390,7 @@ def test_write_kv_puts_each_token_into_its_slot_and_nothing_else(dtype):
     k, v = numbers(1, (5, 3, 10), dtype), numbers(2, (5, 3, 7), dtype)
     k_cache, v_cache = Guarded((6, 3, 4, 10), dtype), Guarded((6, 3, 4, 7), dtype)
     slots = np.array([5, 23, 0, 8, 3], np.int32)
-    native.write_kv(k, v, k_cache.out, v_cache.out, slots)
+    native.write_kv(k, v, k_cache.out, v_cache.out, slots, None, None)
     for source, cache in ((k, k_cache.check()), (v, v_cache.check())):
         expected = np.full_like(cache, 77)
         for token, slot in enumerate(slots):
@@ -784,7 +784,7 @@ def test_wrong_arguments_raise_a_value_error_that_says_what_was_expected():
 
     def attend(q, table, starts, length, window=0):
         lengths = np.array([length], np.int32)
-        native.attention(q, cache, cache, q.copy(), table, starts, lengths, 1.0, window, 0.0, None)
+        native.attention(q, cache, cache, q.copy(), table, starts, lengths, 1.0, window, 0.0, None, None, None, None)
 
     def turn_and_write(slots, positions=ids, out=q):
         native.qkv_rope_write(q, kv, kv, positions, np.zeros((9, 8), np.float32), False, out, cache, cache, slots)
@@ -802,9 +802,9 @@ def test_wrong_arguments_raise_a_value_error_that_says_what_was_expected():
         (lambda: native.pack_part(packed, 5, 3, np.zeros((4, 8), np.float32)), "do not fit"),
         (lambda: native.pack_linear([]), "no parts"),
         (lambda: native.pack_linear([x, np.zeros((2, 9), np.float32)]), "expected the shape"),
-        (lambda: native.write_kv(kv, kv, cache, cache, np.array([0, 64], np.int32)), "64 slots"),
-        (lambda: native.write_kv(kv, kv, cache, cache, np.array([0, -1], np.int32)), "64 slots"),
-        (lambda: native.write_kv(kv.astype(BF16), kv, cache, cache, ids), "expected float32"),
+        (lambda: native.write_kv(kv, kv, cache, cache, np.array([0, 64], np.int32), None, None), "64 slots"),
+        (lambda: native.write_kv(kv, kv, cache, cache, np.array([0, -1], np.int32), None, None), "64 slots"),
+        (lambda: native.write_kv(kv.astype(BF16), kv, cache, cache, ids, None, None), "expected bfloat16"),
         (lambda: turn_and_write(np.array([0, 64], np.int32)), "64 slots"),
         (lambda: turn_and_write(ids, np.array([0, 9], np.int32)), "positions"),
         (lambda: turn_and_write(ids, out=q[:, :1].copy()), "like q"),

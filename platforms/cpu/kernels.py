@@ -34,9 +34,9 @@ def native_kernels() -> Sequence[Kernel]:
             ("rope", _rope, None, None),
             ("activation", _activation, None, None),
             ("gated_activation", _gated_activation, None, None),
-            ("write_kv", _write_kv, None, None),
+            ("write_kv", _write_kv, None, _int8_cells),
             ("qkv_rope_write", _qkv_rope_write, None, _one_turn),
-            ("attention", _attention, None, None),
+            ("attention", _attention, None, _int8_cells),
             ("sample", _sample, None, None),
         )
     ]
@@ -64,7 +64,7 @@ def _one_turn(spec: Any) -> Support:
     if spec.write.kv_dtype is not None or spec.write.latent:
         return "writes keys and values of their own dtype; write_kv writes codes and latent keys"
     same = all(getattr(spec.query, name) == getattr(spec.key, name) for name in ("frequencies", "scale", "interleaved", "head_dim"))
-    return None if same else "turns queries and keys alike, by one table"
+    return _int8_cells(spec.write) if same else "turns queries and keys alike, by one table"
 
 
 class Packed(NamedTuple):
@@ -168,8 +168,19 @@ def _gated_activation(spec: Any, gate: Array, up: Array) -> Array:
     return out
 
 
-def _write_kv(spec: Any, k: Array, v: Array, cell: Any, batch: Any) -> None:
-    NATIVE.write_kv(np.ascontiguousarray(k), np.ascontiguousarray(v), cell.k, cell.v, batch.groups[cell.group].slots)
+def _int8_cells(spec: Any) -> Support:
+    return None if spec.kv_dtype in (None, "int8") else f"keeps keys and values in their own dtype or as int8 codes, not as {spec.kv_dtype}"
+
+
+def _scales(spec: Any, cell: Any) -> tuple[Array | None, Array | None]:
+    if spec.kv_dtype is None:
+        return None, None
+    return cell.k_scale, None if spec.latent else cell.v_scale
+
+
+def _write_kv(spec: Any, k: Array, v: Array | None, cell: Any, batch: Any) -> None:
+    values = (None, None) if v is None else (np.ascontiguousarray(v), cell.v)
+    NATIVE.write_kv(np.ascontiguousarray(k), values[0], cell.k, values[1], batch.groups[cell.group].slots, *_scales(spec, cell))
 
 
 def _qkv_rope_write(spec: Any, q: Array, k: Array, v: Array, cell: Any, batch: Any) -> Array:
@@ -177,7 +188,7 @@ def _qkv_rope_write(spec: Any, q: Array, k: Array, v: Array, cell: Any, batch: A
     table, positions = rotary_table(spec.query, batch.positions)
     NATIVE.qkv_rope_write(
         np.ascontiguousarray(q), np.ascontiguousarray(k), np.ascontiguousarray(v), positions, table, spec.query.interleaved, out,
-        cell.k, cell.v, batch.groups[cell.group].slots,
+        cell.k, cell.v, batch.groups[cell.group].slots, *_scales(spec.write, cell),
     )
     return out
 
@@ -185,8 +196,9 @@ def _qkv_rope_write(spec: Any, q: Array, k: Array, v: Array, cell: Any, batch: A
 def _attention(spec: Any, q: Array, cell: Any, batch: Any, sinks: tuple[Array, ...] | None = None) -> Array:
     out = NATIVE.empty((*q.shape[:2], spec.value_dim), q.dtype)
     NATIVE.attention(
-        np.ascontiguousarray(q), cell.k, cell.v, out, batch.groups[cell.group].table, batch.starts, batch.lengths,
+        np.ascontiguousarray(q), cell.k, None if spec.latent else cell.v, out, batch.groups[cell.group].table, batch.starts, batch.lengths,
         spec.scale, spec.window or 0, spec.softcap or 0.0, sinks[0].astype(np.float32) if sinks else None,
+        None if spec.alibi is None else np.array(spec.alibi, np.float32), *_scales(spec, cell),
     )
     return out
 

@@ -27,11 +27,12 @@ Element element_of(const Array& array, PyArray_Descr* type) {
         case NPY_FLOAT32: return Element::float32;
         case NPY_FLOAT16: return Element::float16;
         case NPY_UINT8: return Element::uint8;
+        case NPY_INT8: return Element::int8;
         default: break;
     }
     if ((type->kind == 'i' || type->kind == 'u') && PyDataType_ELSIZE(type) == 4) return Element::int32;
     if (is_bfloat16(type)) return Element::bfloat16;
-    fail(array.name() + " has elements of type '" + type->typeobj->tp_name + "'; known: float32, float16, ml_dtypes.bfloat16, int32, uint8");
+    fail(array.name() + " has elements of type '" + type->typeobj->tp_name + "'; known: float32, float16, ml_dtypes.bfloat16, int32, uint8, int8");
 }
 
 Array view(PyObject* value, const char* function, const char* argument, bool writable, int index = -1) {
@@ -68,7 +69,7 @@ std::vector<PyObject*> items(PyObject* value) {
 }  // namespace
 
 const char* name_of(Element element) {
-    constexpr const char* names[] = {"float32", "bfloat16", "float16", "int32", "uint8"};
+    constexpr const char* names[] = {"float32", "bfloat16", "float16", "int32", "uint8", "int8"};
     return names[int(element)];
 }
 
@@ -135,6 +136,11 @@ Array Arguments::output(int i, const char* name) const { return view(values_[i],
 std::optional<Array> Arguments::optional_array(int i, const char* name) const {
     if (values_[i] == Py_None) return std::nullopt;
     return array(i, name);
+}
+
+std::optional<Array> Arguments::optional_output(int i, const char* name) const {
+    if (values_[i] == Py_None) return std::nullopt;
+    return output(i, name);
 }
 
 std::vector<Array> Arguments::views(int i, const char* name, bool writable) const {

@@ -15,7 +15,7 @@
 
 namespace inferplane {
 
-enum class Element { float32, bfloat16, float16, int32, uint8 };
+enum class Element { float32, bfloat16, float16, int32, uint8, int8 };
 
 constexpr int most_dims = 8;
 
@@ -53,6 +53,7 @@ class Arguments {
     Array array(int i, const char* name) const;
     Array output(int i, const char* name) const;  // writable
     std::optional<Array> optional_array(int i, const char* name) const;
+    std::optional<Array> optional_output(int i, const char* name) const;  // writable
     std::vector<Array> arrays(int i, const char* name) const;   // one array, or a tuple or list of them
     std::vector<Array> outputs(int i, const char* name) const;  // likewise, writable
     std::vector<std::optional<Array>> optional_arrays(int i, const char* name, size_t count) const;  // None instead of any or all
@@ -94,6 +95,7 @@ using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 PyObject* guarded(Body body, const char* name, PyObject* const* values, Py_ssize_t count, Py_ssize_t wanted);
 
 PyMethodDef* matrix_methods();
+PyMethodDef* attention_methods();
 PyMethodDef* quantized_methods();
 PyMethodDef* row_methods();
 PyMethodDef* machine_methods();

@@ -1,106 +1,103 @@
 // One attention task: up to 96 (token, head) rows against the keys of their key/value head, 64 at a time.
 //
-//   pack      K tile -> [key_dim steps][64 keys]      V tile -> [panels of 64 dims][key steps][64]
-//   scores    [6 rows, 64] = q K                      the tile kernel of linear
-//   softmax   peak' = max(peak, scores), w = 2^(scores - peak'), total = total 2^(peak - peak') + w
-//   out       [6 rows, value_dim] = out 2^(peak - peak') + w V
+//   scores    [6 rows, 64 keys] = q K                  over packed keys, by the tile kernel of linear
+//   softmax   weights [6 rows, 64 keys]                attention_softmax.h
+//   out       [6 rows, value_dim] += weights V         over packed values; of one token's few heads straight from the cache
 //
-// Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022). Tiles are aligned at absolute positions and
-// invisible keys weigh exactly 0, so that a query's bits depend on its own row's past and on nothing else.
+// Tiles are aligned at absolute positions and invisible keys weigh exactly 0, so that a query's bits depend on its own
+// row's past and on nothing else: not on the queries beside it, nor on which of the two ways its values take.
 #pragma once
 
-#include "attention.h"
-#include "memory.h"
-#include "tile.h"
-#include "vector_math.h"
+#include "attention_pack.h"
 
 namespace inferplane {
 
-template <class P, class T> class AttentionBlock {
+// T: of queries and results. S: of the caches, T or int8 codes.
+template <class P, class T, class S> class AttentionBlock {
   public:
     AttentionBlock(const AttentionJob& job, const AttentionTask& task);
-    void run();
+    int64_t carve_own(char* base);
+    int64_t carve_shared(char* base);
+    void stage_queries();
+    void begin_chunk(int64_t chunk);
+    void locate_tile(int64_t start, KeyTile<S>& keys) const;
+    void attend_tile(const KeyTile<S>& keys, const KeyTile<S>& next);
+    void fold_chunk(int64_t chunk);
+    void finish();
 
   private:
     using Isa = typename P::Isa;
     using Left = typename P::Left;
     using Right = typename P::Right;
+    using Prefetcher = Ahead<P>;
     static constexpr int64_t value_steps = key_tile / P::k_per_step;
-    static constexpr float log2_e = 1.44269504f;
+    static constexpr bool rough = sizeof(T) == 2;
 
-    struct Range { int64_t low, high; };  // keys of a tile, relative to its start
-
-    // One tile of keys: where each lies in the caches, in tokens. Only those in `seen` may be read.
-    struct Keys {
-        int64_t start, token[key_tile];
-        Range seen;
-    };
-
-    int64_t first_visible(int64_t at) const { return job_.window && at >= job_.window ? at - job_.window + 1 : 0; }
-    Range visible(int64_t row, int64_t start) const;
-
-    int64_t carve(char* base);
-    void stage_queries();
-    void locate(int64_t start, Keys& keys) const;
-    void prefetch(const Keys& keys, int64_t first, int64_t last) const;
-    void pack_keys(const Keys& keys, const Keys& next);
-    bool pack_values(const Keys& keys, Range range, const Keys& next);
-    void attend_apart(int64_t first, const Keys& keys);
-    void attend(int64_t first, int64_t last, int64_t start);
-    void softmax(int64_t row, const float* scores, Left* weights, Range range);
-    void rescale(int64_t row, float factor);
-    void finish();
+    KeyRange visible(int64_t row, int64_t start) const;
+    void attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead);
+    void attend_apart(int64_t first, const KeyTile<S>& keys);
+    void attend(int64_t first, int64_t last, const KeyTile<S>& keys);
+    void weigh(int64_t low, int rows, const float* scores, const KeyTile<S>& keys);
+    void score(const KeyTile<S>& keys, Prefetcher& ahead);
 
     const AttentionJob& job_;
     const AttentionTask task_;
     const CacheShape cache_;
-    const int64_t rows_, group_, first_position_, key_steps_, panels_, query_stride_;
+    const KeySpan span_;
+    const int64_t rows_, group_, key_steps_, panels_, query_stride_;
+    const bool direct_;
     Left *queries_, *weights_;  // [rows, query_stride], [tile rows, 64 keys]
     Right *keys_, *values_;     // [key steps, 64 keys], [panels, value steps, 64 dims]
-    float *scores_, *out_;      // [tile rows, 64 keys], [panels, rows, 64 dims]
-    float *peak_, *total_;      // [rows], [rows, 16 lanes]
+    float* scores_;             // [rows of a tile or of a direct block, 64 keys]
+    float *chunk_memory_, *folded_memory_;
     int64_t* position_;         // [rows]
-    T* zeros_;                  // [value_dim]: what an unseen key's values read as
+    int64_t first_row_ = 0;     // rows before it see nothing from here on
+    S* zeros_;                  // [value_dim]: what an unseen key's values read as
+    SoftmaxSums sums_{nullptr, 0, 0}, folded_{nullptr, 0, 0};  // of this chunk, of those before it
 };
 
-template <class P, class T>
-AttentionBlock<P, T>::AttentionBlock(const AttentionJob& job, const AttentionTask& task)
-    : job_(job), task_(task), cache_(job.cache), rows_(task.last - task.first), group_(job.heads / job.cache.kv_heads),
-      first_position_(job.lengths[task.row] - (job.starts[task.row + 1] - job.starts[task.row])),
+template <class P, class T, class S>
+AttentionBlock<P, T, S>::AttentionBlock(const AttentionJob& job, const AttentionTask& task)
+    : job_(job), task_(task), cache_(job.cache), span_(key_span(job, task)), rows_(task.last - task.first), group_(job.group()),
       key_steps_((cache_.key_dim + P::k_per_step - 1) / P::k_per_step), panels_((cache_.value_dim + panel_columns - 1) / panel_columns),
-      query_stride_(round_up(cache_.key_dim, lanes) + lanes) {
-    static thread_local Scratch scratch;
-    carve(scratch.get<char>(carve(nullptr)));
+      query_stride_(round_up(cache_.key_dim, lanes) + lanes),
+      direct_(task.first / group_ == (task.last - 1) / group_ && rows_ <= direct_rows && cache_.value_dim % panel_columns == 0) {}
+
+// What lasts from tile to tile; returns the bytes it takes.
+template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::carve_own(char* base) {
+    Carver own(base);
+    const int64_t sums = SoftmaxSums::floats(rows_, panels_);
+    own.take(queries_, (rows_ + direct_rows) * query_stride_);  // score_keys may read more rows than there are
+    own.take(chunk_memory_, task_.parts ? 0 : sums);
+    own.take(folded_memory_, span_.chunks() > 1 ? sums : 0);
+    own.take(position_, rows_);
+    if (base) sums_ = SoftmaxSums(chunk_memory_, rows_, panels_), folded_ = SoftmaxSums(folded_memory_, rows_, panels_);
+    return own.used();
 }
 
-// Lays the work arrays out from `base`, each on its own cache line; returns the bytes they take.
-template <class P, class T> int64_t AttentionBlock<P, T>::carve(char* base) {
-    int64_t used = 0;
-    const auto take = [&](auto*& array, int64_t count) {
-        using Item = typename std::remove_reference<decltype(*array)>::type;
-        array = base ? reinterpret_cast<Item*>(base + used) : nullptr;
-        used += round_up(count * int64_t(sizeof(Item)), cache_line_bytes);
-    };
-    take(queries_, rows_ * query_stride_);
-    take(weights_, Isa::tile_rows * key_tile);
-    take(keys_, round_up(key_steps_, lanes) * key_tile);
-    take(values_, panels_ * value_steps * panel_columns);
-    take(scores_, Isa::tile_rows * key_tile);
-    take(out_, panels_ * rows_ * panel_columns);
-    take(peak_, rows_);
-    take(total_, rows_ * lanes);
-    take(position_, rows_);
-    take(zeros_, panels_ * panel_columns);
-    return used;
+// What the heads of a task take turns with.
+template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::carve_shared(char* base) {
+    Carver shared(base);
+    shared.take(weights_, Isa::tile_rows * key_tile);
+    shared.take(scores_, direct_rows * key_tile);
+    shared.take(keys_, direct_ ? 0 : round_up(key_steps_, lanes) * key_tile);
+    shared.take(values_, direct_ ? 0 : panels_ * value_steps * panel_columns);
+    shared.take(zeros_, panels_ * panel_columns);
+    if (base) __builtin_memset(zeros_, 0, panels_ * panel_columns * sizeof(S));
+    return shared.used();
 }
 
-template <class P, class T>
-typename AttentionBlock<P, T>::Range AttentionBlock<P, T>::visible(int64_t row, int64_t start) const {
-    const int64_t at = position_[row], low = first_visible(at) - start, high = at + 1 - start;
+template <class P, class T, class S> KeyRange AttentionBlock<P, T, S>::visible(int64_t row, int64_t start) const {
+    const int64_t at = position_[row], low = job_.first_visible(at) - start, high = at + 1 - start;
     return {low < 0 ? 0 : low, high < key_tile ? high : key_tile};
 }
 
-template <class P, class T> void AttentionBlock<P, T>::stage_queries() {
+// With what anyone sees of the tile.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::locate_tile(int64_t start, KeyTile<S>& keys) const {
+    locate<P>(job_, task_, start, {visible(0, start).low, visible(rows_ - 1, start).high}, zeros_, keys);
+}
+
+template <class P, class T, class S> void AttentionBlock<P, T, S>::stage_queries() {
     for (int64_t row = 0; row < rows_; ++row) {
         const int64_t flat = task_.first + row, token = job_.starts[task_.row] + flat / group_;
         const int64_t head = task_.kv_head * group_ + flat % group_;
@@ -112,237 +109,172 @@ template <class P, class T> void AttentionBlock<P, T>::stage_queries() {
         } else {
             for (int64_t d = 0; d < cache_.key_dim; d += lanes) store<Isa>(to + d, load_upto<Isa>(from + d, cache_.key_dim - d));
         }
-        peak_[row] = -__builtin_inff();
-        position_[row] = first_position_ + flat / group_;
-    }
-    __builtin_memset(zeros_, 0, panels_ * panel_columns * sizeof(T));
-    __builtin_memset(total_, 0, rows_ * lanes * sizeof(float));
-    __builtin_memset(out_, 0, panels_ * rows_ * panel_columns * sizeof(float));
-}
-
-template <class P, class T> void AttentionBlock<P, T>::locate(int64_t start, Keys& keys) const {
-    const int64_t low = first_visible(position_[0]) - start, high = position_[rows_ - 1] + 1 - start;
-    keys.start = start;
-    keys.seen = {low < 0 ? 0 : low, high < key_tile ? high : key_tile};
-    const int32_t* table = job_.table + task_.row * job_.table_width;
-    int64_t block = (start + keys.seen.low) / cache_.block_tokens, offset = (start + keys.seen.low) % cache_.block_tokens;
-    int64_t token = cache_.token(table[block], task_.kv_head, offset);
-    for (int64_t i = keys.seen.low; i < keys.seen.high; ++i) {
-        keys.token[i] = token++;
-        if (++offset == cache_.block_tokens && i + 1 < keys.seen.high) {
-            offset = 0;
-            token = cache_.token(table[++block], task_.kv_head, 0);
-        }
-    }
-    // Keys that nobody sees stand for one that somebody does: the softmax drops their scores.
-    for (int64_t i = 0; i < keys.seen.low; ++i) keys.token[i] = keys.token[keys.seen.low];
-    for (int64_t i = keys.seen.high; i < key_tile; ++i) keys.token[i] = keys.token[keys.seen.low];
-}
-
-// Keys [first, last) of the tile that comes next, a few at a time between the packing of this one:
-// a burst would fill the core's miss buffers and stall it.
-template <class P, class T>
-INFERPLANE_INLINE void AttentionBlock<P, T>::prefetch(const Keys& keys, int64_t first, int64_t last) const {
-    const int64_t key_bytes = cache_.key_dim * int64_t(sizeof(T)), value_bytes = cache_.value_dim * int64_t(sizeof(T));
-    for (int64_t i = first; i < last && i < keys.seen.high; ++i) {
-        const char* key = static_cast<const char*>(job_.k_cache) + keys.token[i] * key_bytes;
-        const char* value = static_cast<const char*>(job_.v_cache) + keys.token[i] * value_bytes;
-        for (int64_t byte = 0; byte < key_bytes; byte += cache_line_bytes) Isa::prefetch(key + byte);
-        for (int64_t byte = 0; byte < value_bytes; byte += cache_line_bytes) Isa::prefetch(value + byte);
+        position_[row] = job_.first_position(task_.row) + flat / group_;
     }
 }
 
-// Sixteen steps of one key, or the fewer that its last dims fill.
-template <class P, class T> INFERPLANE_INLINE Words<typename P::Isa> load_steps(const T* from, int64_t dims) {
-    using Isa = typename P::Isa;
-    if constexpr (P::k_per_step == 2) {
-        if (dims >= 2 * lanes) return load_words<Isa>(from);
-        alignas(64) T edge[2 * lanes] = {};
-        __builtin_memcpy(edge, from, dims * sizeof(T));
-        return load_words<Isa>(edge);
-    } else {
-        return as_words(load_upto<Isa>(from, dims));
+// Scores of all of a direct block's rows.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::score(const KeyTile<S>& keys, Prefetcher& ahead) {
+    const auto kernel = rows_ == 1 ? score_keys<P, 1, S> : rows_ == 2 ? score_keys<P, 2, S> : rows_ <= 4 ? score_keys<P, 4, S> : score_keys<P, 8, S>;
+    kernel(queries_, query_stride_, keys, cache_.key_dim, key_steps_, scores_, ahead);
+}
+
+// Weights of rows low .. low + rows - 1, from scores of `rows` rows.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::weigh(int64_t low, int rows, const float* scores, const KeyTile<S>& keys) {
+    const bool codes = sizeof(S) == 1;
+    for (int r = 0; r < rows; ++r) {
+        const int64_t row = low + r, head = task_.kv_head * group_ + (task_.first + row) % group_;
+        const ScoreRule rule{job_.scale, job_.softcap, job_.slopes ? job_.slopes[head] : 0.0f, float(keys.start - position_[row]),
+                             codes ? keys.key_scale : nullptr, codes ? keys.value_scale : nullptr, visible(row, keys.start)};
+        softmax<P, rough>(sums_, row, rule, scores + r * key_tile, weights_ + r * key_tile);
     }
 }
 
-// Keys become columns: sixteen keys by sixteen steps at a time.
-template <class P, class T> void AttentionBlock<P, T>::pack_keys(const Keys& keys, const Keys& next) {
-    constexpr int64_t dims = lanes * P::k_per_step;
-    const T* cache = static_cast<const T*>(job_.k_cache);
-    for (int64_t key = 0; key < key_tile; key += lanes) {
-        for (int64_t step = 0; step < key_steps_; step += lanes) {
-            const int64_t d = step * P::k_per_step, left = cache_.key_dim - d;
-            Words<Isa> rows[lanes];
-            if (left >= dims) {
-                for (int i = 0; i < lanes; ++i) rows[i] = load_steps<P>(cache + keys.token[key + i] * cache_.key_dim + d, dims);
-            } else {
-                for (int i = 0; i < lanes; ++i) rows[i] = load_steps<P>(cache + keys.token[key + i] * cache_.key_dim + d, left);
-            }
-            Isa::transpose(rows);
-            for (int i = 0; i < lanes; ++i) store_words(keys_ + (step + i) * key_tile + key, rows[i]);
-        }
-        prefetch(next, key / 2, key / 2 + lanes / 2);
-    }
-}
-
-// One step's sixteen dims: values of a key, or those of a pair of keys side by side in 32 bits.
-template <class P, class T> INFERPLANE_INLINE Words<typename P::Isa> value_step(const T* even, const T* odd, int64_t dims) {
-    using Isa = typename P::Isa;
-    const Words<Isa> first = as_words(load_upto<Isa>(even, dims));
-    if constexpr (P::k_per_step == 1) return first;
-    return shift_right(first, 16) | as_words(load_upto<Isa>(odd, dims));
-}
-
-// Values of the keys in `range`, zeros for others up to its end; says whether all are finite.
-template <class P, class T> bool AttentionBlock<P, T>::pack_values(const Keys& keys, Range range, const Keys& next) {
-    const T* cache = static_cast<const T*>(job_.v_cache);
-    const auto value = [&](int64_t key) {
-        return key >= range.low && key < range.high ? cache + keys.token[key] * cache_.value_dim : zeros_;
-    };
-    const typename P::Vector nothing = P::zero();
-    Floats<Isa> probe[panel_columns / lanes];  // 0 * infinity = NaN
-    for (Floats<Isa>& p : probe) p = fill<Isa>(0.0f);
-    for (int64_t step = 0; step * P::k_per_step < range.high; ++step) {
-        const T *even = value(step * P::k_per_step), *odd = value(step * P::k_per_step + P::k_per_step - 1);
-        for (int64_t panel = 0; panel < panels_; ++panel, even += panel_columns, odd += panel_columns) {
-            Right* to = values_ + (panel * value_steps + step) * panel_columns;
-            const int64_t dims = cache_.value_dim - panel * panel_columns;
-            for (int j = 0; j < panel_columns / lanes; ++j) {
-                const int64_t left = dims - j * lanes;
-                if (left <= 0) break;
-                const Words<Isa> made = value_step<P>(even + j * lanes, odd + j * lanes, left);
-                store_words(to + j * lanes, made);
-                probe[j] = P::multiply(nothing, P::as_vector(made), probe[j]);
-            }
-        }
-        const int64_t ahead = key_tile / 2 + step * key_tile / 2 / value_steps;
-        prefetch(next, ahead, key_tile / 2 + (step + 1) * key_tile / 2 / value_steps);
-    }
-    return sum(probe[0] + probe[1] + (probe[2] + probe[3])) == 0.0f;
-}
-
-template <class P, class T> void AttentionBlock<P, T>::rescale(int64_t row, float factor) {
-    const Floats<Isa> f = fill<Isa>(factor);
-    store<Isa>(total_ + row * lanes, load<Isa>(total_ + row * lanes) * f);
-    for (int64_t panel = 0; panel < panels_; ++panel) {
-        float* out = out_ + (panel * rows_ + row) * panel_columns;
-        for (int j = 0; j < panel_columns; j += lanes) store<Isa>(out + j, load<Isa>(out + j) * f);
-    }
-}
-
-template <class P, class T>
-void AttentionBlock<P, T>::softmax(int64_t row, const float* scores, Left* weights, Range range) {
-    constexpr int vectors = key_tile / lanes;
-    const Floats<Isa> never = fill<Isa>(-__builtin_inff());
-    Floats<Isa> s[vectors], best = never;
-    for (int j = 0; j < vectors; ++j) {
-        s[j] = load<Isa>(scores + j * lanes);
-        if (job_.softcap > 0) {
-            s[j] = tanh(s[j] * fill<Isa>(job_.scale / job_.softcap)) * fill<Isa>(job_.softcap * log2_e);
-        } else {
-            s[j] = s[j] * fill<Isa>(job_.scale * log2_e);
-        }
-    }
-    if (range.low > 0 || range.high < key_tile) {  // the mask guards the diagonal, the window and the row's end
-        const Floats<Isa> low = fill<Isa>(float(range.low)), high = fill<Isa>(float(range.high));
-        for (int j = 0; j < vectors; ++j) {
-            const Floats<Isa> key = from_integers(lane_index<Isa>()) + fill<Isa>(float(j * lanes));
-            s[j] = where_less(key, high, where_less(key, low, never, s[j]), never);
-        }
-    }
-    for (int j = 0; j < vectors; ++j) best = larger(best, s[j]);
-    const float highest = maximum(best), old = peak_[row], peak = highest > old ? highest : old;
-    if (peak > old) {
-        peak_[row] = peak;
-        if (old > -__builtin_inff()) {
-            alignas(64) float factor[lanes];
-            store<Isa>(factor, exp2_nonpositive(fill<Isa>(old - peak)));
-            rescale(row, factor[0]);
-        }
-    }
-    // A row that has seen nothing yet has the peak -infinity: its weights are 2^-infinity, not NaN.
-    const Floats<Isa> base = fill<Isa>(peak > -__builtin_inff() ? peak : 0.0f);
-    Floats<Isa> total = load<Isa>(total_ + row * lanes);
-    for (int j = 0; j < vectors; ++j) {
-        const Floats<Isa> w = exp2_nonpositive(s[j] - base);
-        P::store_left(weights + j * lanes, w);
-        total = total + w;
-    }
-    store<Isa>(total_ + row * lanes, total);
-}
-
-// Rows [first, last) against the packed tile that starts at position `start`.
-template <class P, class T> void AttentionBlock<P, T>::attend(int64_t first, int64_t last, int64_t start) {
+// Rows [first, last) against the packed tile.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::attend(int64_t first, int64_t last, const KeyTile<S>& keys) {
     const int64_t most = Isa::tile_rows, tiles = (last - first + most - 1) / most;
     for (int64_t t = 0; t < tiles; ++t) {
         const int64_t low = first + (last - first) * t / tiles, high = first + (last - first) * (t + 1) / tiles;
         const int rows = int(high - low);
-        const Range seen = visible(high - 1, start);
         multiply_tile<P>(rows, queries_ + low * query_stride_, query_stride_, keys_, key_steps_, scores_, key_tile / lanes, false);
-        for (int r = 0; r < rows; ++r) softmax(low + r, scores_ + r * key_tile, weights_ + r * key_tile, visible(low + r, start));
-        const int64_t steps = (seen.high + P::k_per_step - 1) / P::k_per_step;
+        weigh(low, rows, scores_, keys);
+        const int64_t steps = (visible(high - 1, keys.start).high + P::k_per_step - 1) / P::k_per_step;
         for (int64_t panel = 0; panel < panels_; ++panel) {
             const int64_t dims = cache_.value_dim - panel * panel_columns;
             const int vectors = dims >= panel_columns ? panel_columns / lanes : int((dims + lanes - 1) / lanes);
             multiply_tile<P>(rows, weights_, key_tile, values_ + panel * value_steps * panel_columns, steps,
-                             out_ + (panel * rows_ + low) * panel_columns, vectors, true);
+                             sums_.row_out(panel, low), vectors, true);
+        }
+    }
+}
+
+// All rows see the same keys, and nobody else's values are in the way.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead) {
+    const int64_t most = Isa::tile_rows, tiles = (rows_ + most - 1) / most;
+    score(keys, values_ahead);
+    for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t low = rows_ * t / tiles, high = rows_ * (t + 1) / tiles;
+        weigh(low, int(high - low), scores_ + low * key_tile, keys);
+        for (int64_t panel = 0; panel < panels_; ++panel) {
+            mix_values<P>(int(high - low), weights_, keys, panel * panel_columns, sums_.row_out(panel, low), keys_ahead);
         }
     }
 }
 
 // An infinity or NaN must not reach queries that do not see it through 0 * NaN: a packing per token.
-template <class P, class T> void AttentionBlock<P, T>::attend_apart(int64_t first, const Keys& keys) {
+template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_apart(int64_t first, const KeyTile<S>& keys) {
     for (int64_t row = first, next; row < rows_; row = next) {
         next = row + 1;
         while (next < rows_ && position_[next] == position_[row]) ++next;
-        const Range range = visible(row, keys.start);
+        const KeyRange range = visible(row, keys.start);
         if (range.low >= range.high) continue;
-        pack_values(keys, range, Keys{});
-        attend(row, next, keys.start);
+        Prefetcher none(nullptr, 0);
+        pack_values<P>(keys, range, cache_.value_dim, zeros_, values_, none);
+        attend(row, next, keys);
     }
 }
 
-template <class P, class T> void AttentionBlock<P, T>::run() {
-    stage_queries();
-    const int64_t begin = first_visible(position_[0]) / key_tile * key_tile, end = position_[rows_ - 1] + 1;
-    Keys keys[2];
-    locate(begin, keys[0]);
-    int64_t row = 0;
-    for (int64_t start = begin, turn = 0; start < end; start += key_tile, turn ^= 1) {
-        Keys& next = keys[turn ^ 1];
-        next.seen = {0, 0};
-        if (start + key_tile < end) locate(start + key_tile, next);
-        pack_keys(keys[turn], next);
-        const bool finite = pack_values(keys[turn], keys[turn].seen, next);
-        while (position_[row] < start) ++row;  // earlier queries see none of this tile
-        if (finite) attend(row, rows_, start);
-        else attend_apart(row, keys[turn]);
-    }
-    finish();
+template <class P, class T, class S> void AttentionBlock<P, T, S>::begin_chunk(int64_t chunk) {
+    const int64_t floats = SoftmaxSums::floats(rows_, panels_);
+    if (task_.parts) sums_ = SoftmaxSums(task_.parts + (chunk - span_.first_chunk()) * floats, rows_, panels_);
+    if (task_.parts && task_.chunk < 0) return;
+    clear<P>(sums_);
+    first_row_ = 0;
 }
 
-template <class P, class T> void AttentionBlock<P, T>::finish() {
+template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_tile(const KeyTile<S>& keys, const KeyTile<S>& next) {
+    Prefetcher values_ahead(keys.value_runs, job_.v_cache ? keys.runs : 0), keys_ahead(next.key_runs, next.runs);
+    if (direct_) return attend_direct(keys, values_ahead, keys_ahead);
+    pack_keys<P>(keys, cache_.key_dim, key_steps_, keys_, values_ahead);
+    const bool finite = pack_values<P>(keys, keys.seen, cache_.value_dim, zeros_, values_, keys_ahead);
+    while (position_[first_row_] < keys.start) ++first_row_;
+    if (finite) attend(first_row_, rows_, keys);
+    else attend_apart(first_row_, keys);
+}
+
+// Each row folds the chunks of which it sees a key, the first being a copy.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::fold_chunk(int64_t chunk) {
+    for (int64_t row = 0; row < rows_; ++row) {
+        const int64_t first = job_.first_visible(position_[row]) / key_chunk;
+        if (chunk < first || chunk > position_[row] / key_chunk) continue;
+        if (chunk == first) copy_row<P>(folded_, sums_, row);
+        else fold<P>(folded_, sums_, row);
+    }
+}
+
+template <class P, class T, class S> void AttentionBlock<P, T, S>::finish() {
+    const SoftmaxSums& sums = span_.chunks() > 1 ? folded_ : sums_;
     for (int64_t row = 0; row < rows_; ++row) {
         const int64_t flat = task_.first + row, token = job_.starts[task_.row] + flat / group_;
         const int64_t head = task_.kv_head * group_ + flat % group_;
-        float total = sum(load<Isa>(total_ + row * lanes)), factor = 1.0f;
+        float total = sum(load<Isa>(sums.total + row * lanes)), factor = 1.0f;
         if (job_.sinks) {
             // In double: a sink far above the scores would turn its rounding into a relative error of all.
-            const double sink = double(job_.sinks[head]) * 1.4426950408889634, peak = peak_[row] > sink ? peak_[row] : sink;
-            factor = float(__builtin_exp2(peak_[row] - peak));
+            const double sink = double(job_.sinks[head]) * 1.4426950408889634, peak = sums.peak[row] > sink ? sums.peak[row] : sink;
+            factor = float(__builtin_exp2(sums.peak[row] - peak));
             total = total * factor + float(__builtin_exp2(sink - peak));
         }
         const Floats<Isa> normal = fill<Isa>(factor / total);
         T* to = static_cast<T*>(job_.out) + (token * job_.heads + head) * cache_.value_dim;
+        if constexpr (P::k_per_step == 2) {
+            for (int64_t d = 0; direct_ && d < cache_.value_dim; d += 2 * lanes) {
+                float* pair = sums.row_out(d / panel_columns, row) + d % panel_columns;
+                Floats<Isa> low = load<Isa>(pair), high = load<Isa>(pair + lanes);
+                P::straighten(low, high);
+                store<Isa>(pair, low);
+                store<Isa>(pair + lanes, high);
+            }
+        }
         for (int64_t d = 0; d < cache_.value_dim; d += lanes) {
-            const float* from = out_ + (d / panel_columns * rows_ + row) * panel_columns + d % panel_columns;
+            const float* from = sums.row_out(d / panel_columns, row) + d % panel_columns;
             store_upto<Isa>(to + d, load<Isa>(from) * normal, cache_.value_dim - d);
         }
     }
 }
 
-template <class P, class T> void attend_task(const AttentionJob& job, const AttentionTask& task) {
-    AttentionBlock<P, T>(job, task).run();
+// Head after head at each tile: their keys are neighbours in memory.
+template <class Block, class S> void attend_chunk(std::vector<Block>& blocks, const KeySpan& span, int64_t chunk) {
+    const int64_t begin = chunk * key_chunk > span.begin ? chunk * key_chunk : span.begin;
+    const int64_t end = (chunk + 1) * key_chunk < span.end ? (chunk + 1) * key_chunk : span.end;
+    const int64_t heads = int64_t(blocks.size()), units = (end - begin + key_tile - 1) / key_tile * heads;
+    KeyTile<S> keys[2];
+    blocks[0].locate_tile(begin, keys[0]);
+    for (int64_t unit = 0; unit < units; ++unit) {
+        KeyTile<S>& next = keys[(unit + 1) % 2];
+        next.runs = 0;
+        if (unit + 1 < units) blocks[(unit + 1) % heads].locate_tile(begin + (unit + 1) / heads * key_tile, next);
+        blocks[unit % heads].attend_tile(keys[unit % 2], next);
+    }
+}
+
+template <class P, class T, class S> void attend_task(const AttentionJob& job, const AttentionTask& task) {
+    using Block = AttentionBlock<P, T, S>;
+    const KeySpan span = key_span(job, task);
+    const bool one_part = task.chunk >= 0, only_fold = task.parts && !one_part;
+    const int64_t part = span.chunks() * SoftmaxSums::floats(task.last - task.first, (job.cache.value_dim + panel_columns - 1) / panel_columns);
+    std::vector<Block> blocks;
+    blocks.reserve(task.heads);
+    AttentionTask head = task;
+    for (int64_t h = 0; h < task.heads; ++h, ++head.kv_head, head.parts += head.parts ? part : 0) blocks.emplace_back(job, head);
+    const int64_t own = blocks[0].carve_own(nullptr), shared = blocks[0].carve_shared(nullptr);
+    static thread_local Scratch scratch;
+    char* base = scratch.get<char>(shared + own * task.heads);
+    for (int64_t h = 0; h < task.heads; ++h) {
+        blocks[h].carve_shared(base);
+        blocks[h].carve_own(base + shared + h * own);
+        blocks[h].stage_queries();
+    }
+    for (int64_t chunk = span.first_chunk(); chunk < span.first_chunk() + span.chunks(); ++chunk) {
+        if (one_part && chunk != task.chunk) continue;
+        for (Block& block : blocks) block.begin_chunk(chunk);
+        if (!only_fold) attend_chunk<Block, S>(blocks, span, chunk);
+        for (Block& block : blocks) {
+            if (!one_part && span.chunks() > 1) block.fold_chunk(chunk);
+        }
+    }
+    for (Block& block : blocks) {
+        if (!one_part) block.finish();
+    }
 }
 
 }  // namespace inferplane

@@ -12,6 +12,7 @@ struct Avx2 {
     static constexpr int parts = 2;
     static constexpr int tile_rows = 6;
     static constexpr int tile_columns(int rows) { return rows == 1 ? 4 : rows < 4 ? 2 : 1; }
+    static constexpr bool scales_by_powers = false;
 
     static INFERPLANE_INLINE f32 fma(f32 a, f32 b, f32 c) { return f32(_mm256_fmadd_ps(a, b, c)); }
     static INFERPLANE_INLINE f32 max(f32 a, f32 b) { return f32(_mm256_max_ps(a, b)); }
@@ -57,6 +58,14 @@ struct Avx2 {
 
     // Signed 16-bit pairs: products of 32 bits, added in twos.
     static INFERPLANE_INLINE u32 multiply_pairs(u32 a, u32 b) { return u32(_mm256_madd_epi16(__m256i(a), __m256i(b))); }
+
+    static INFERPLANE_INLINE Floats<Avx2> load_bytes(const int8_t* from) {
+        Floats<Avx2> v;
+        for (int i = 0; i < 2; ++i) {
+            v.part[i] = f32(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * i)))));
+        }
+        return v;
+    }
 
     static INFERPLANE_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 

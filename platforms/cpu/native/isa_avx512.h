@@ -12,11 +12,14 @@ struct Avx512 {
     static constexpr int parts = 1;
     static constexpr int tile_rows = 6;
     static constexpr int tile_columns(int) { return 4; }
+    static constexpr bool scales_by_powers = true;
 
     static INFERPLANE_INLINE f32 fma(f32 a, f32 b, f32 c) { return f32(_mm512_fmadd_ps(a, b, c)); }
     static INFERPLANE_INLINE f32 max(f32 a, f32 b) { return f32(_mm512_max_ps(a, b)); }
     static INFERPLANE_INLINE f32 min(f32 a, f32 b) { return f32(_mm512_min_ps(a, b)); }
     static INFERPLANE_INLINE f32 round_even(f32 a) { return f32(_mm512_roundscale_ps(a, 0)); }
+
+    static INFERPLANE_INLINE f32 scale_by_power(f32 a, f32 n) { return f32(_mm512_scalef_ps(a, n)); }
 
     template <class Isa> static INFERPLANE_INLINE float maximum(Floats<Isa> a) {
         const __m512 all = a.part[0];
@@ -44,6 +47,10 @@ struct Avx512 {
 
     // Signed 16-bit pairs: products of 32 bits, added in twos.
     static INFERPLANE_INLINE u32 multiply_pairs(u32 a, u32 b) { return u32(_mm512_madd_epi16(__m512i(a), __m512i(b))); }
+
+    static INFERPLANE_INLINE Floats<Avx512> load_bytes(const int8_t* from) {
+        return {{f32(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))))}};
+    }
 
     static INFERPLANE_INLINE void prefetch(const void* address) {
         _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1);

@@ -14,6 +14,7 @@ struct Portable {
     static constexpr int parts = 4;
     static constexpr int tile_rows = 3;
     static constexpr int tile_columns(int rows) { return rows == 1 ? 2 : 1; }
+    static constexpr bool scales_by_powers = false;
 
     static INFERPLANE_INLINE f32 fma(f32 a, f32 b, f32 c) { return a * b + c; }
     static INFERPLANE_INLINE f32 max(f32 a, f32 b) { return a > b ? a : b; }
@@ -55,6 +56,12 @@ struct Portable {
     static INFERPLANE_INLINE u32 multiply_pairs(u32 a, u32 b) {
         const i32 x = i32(a), y = i32(b);
         return u32(((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16));
+    }
+
+    static INFERPLANE_INLINE Floats<Portable> load_bytes(const int8_t* from) {
+        Floats<Portable> v;
+        for (int i = 0; i < lanes; ++i) v.part[i / 4][i % 4] = from[i];
+        return v;
     }
 
     static INFERPLANE_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }

@@ -34,4 +34,19 @@ class Scratch {
     int64_t bytes_ = 0;
 };
 
+// Lays arrays out one after another, each on its own cache line; without a base, only counts the bytes.
+class Carver {
+  public:
+    explicit Carver(char* base) : base_(base) {}
+    template <class Item> void take(Item*& array, int64_t count) {
+        array = base_ ? reinterpret_cast<Item*>(base_ + used_) : nullptr;
+        used_ += round_up(count * int64_t(sizeof(Item)), cache_line_bytes);
+    }
+    int64_t used() const { return used_; }
+
+  private:
+    char* base_;
+    int64_t used_ = 0;
+};
+
 }  // namespace inferplane

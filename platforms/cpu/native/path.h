@@ -37,7 +37,7 @@ struct Path {
     const char* name;
     LinearKernels linear[3];
     QuantizedKernels codes[3], floats[3];  // x quantized to int8, or as it is
-    void (*attend[3])(const AttentionJob&, const AttentionTask&);
+    void (*attend[3][2])(const AttentionJob&, const AttentionTask&);  // [][1]: over int8 codes
     RangeKernel<NormJob> rms_norm[3][2], layer_norm[3][2];
     RangeKernel<RopeJob> rope[3];
     RangeKernel<ActivationJob> activation[3];

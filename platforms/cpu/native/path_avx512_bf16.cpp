@@ -31,7 +31,8 @@ const Path& avx512_bf16_path() {
         made.name = "avx512_bf16";
         made.linear[bfloat16] = linear_kernels<PairDot, bf16>("vdpbf16ps");
         made.floats[bfloat16] = floats_kernels<PairDot, bf16>("vdpbf16ps on widened codes");
-        made.attend[bfloat16] = attend_task<PairDot, bf16>;
+        made.attend[bfloat16][0] = attend_task<PairDot, bf16, bf16>;
+        made.attend[bfloat16][1] = attend_task<PairDot, bf16, int8_t>;
         made.peak_bf16 = peak_rate<PairDot>;
         return made;
     }();

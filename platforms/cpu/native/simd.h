@@ -160,6 +160,7 @@ template <class Isa> INFERPLANE_INLINE void store(bf16* to, Floats<Isa> v) {
 }
 
 template <class Isa> INFERPLANE_INLINE Floats<Isa> load(const f16* from) { return Isa::load_half(from); }
+template <class Isa> INFERPLANE_INLINE Floats<Isa> load(const int8_t* from) { return Isa::load_bytes(from); }
 template <class Isa> INFERPLANE_INLINE void store(f16* to, Floats<Isa> v) { Isa::store_half(to, v); }
 
 // The first `count` < 16 elements; lanes beyond are zero and memory beyond is untouched.
