@@ -29,7 +29,8 @@ const Path& avx512_vnni_path() {
         constexpr const char* product = "vpdpbusd";
         Path made = avx512_path();
         made.name = "avx512_vnni";
-        RangeKernel<QuantizedJob> multiply[3] = {multiply_codes<VnniBytes, float>, multiply_codes<VnniBytes, bf16>, multiply_codes<VnniBytes, f16>};
+        constexpr RangeKernel<QuantizedJob> multiply[3] = {multiply_codes<VnniBytes, float>, multiply_codes<VnniBytes, bf16>,
+                                                           multiply_codes<VnniBytes, f16>};
         for (int type = 0; type < 3; ++type) {
             made.codes[type].multiply = multiply[type];
             made.codes[type].product = product;

@@ -68,7 +68,8 @@ void pack_headers(const QuantizedLayout& layout, char* panel, int64_t first, con
 int64_t piece_steps(const QuantizedJob& job) {
     const int64_t steps = job.layout.steps(), most = (job.quantizes ? piece_of_codes : piece_of_floats) / k_per_word;
     int64_t shared = job.layout.groups() > 1 ? job.layout.group_steps() : 0;
-    if (job.quantizes && job.activation_group && job.activation_group < job.inputs) shared = std::gcd(shared, job.activation_group / k_per_word);
+    const bool row_groups = job.quantizes && job.activation_group && job.activation_group < job.inputs;
+    if (row_groups) shared = std::gcd(shared, job.activation_group / k_per_word);
     if (shared == 0) return std::min(steps, most);
     int64_t piece = std::min(shared, most);
     while (shared % piece) --piece;

@@ -35,7 +35,8 @@ template <class P> INFERPLANE_INLINE void widen_word(Words<typename P::Isa> code
     }
 }
 
-template <class P> void widen_piece(const QuantizedLayout& layout, const char* header, const char* codes, int64_t steps, typename P::Right* right) {
+template <class P>
+void widen_piece(const QuantizedLayout& layout, const char* header, const char* codes, int64_t steps, typename P::Right* right) {
     using Isa = typename P::Isa;
     const uint8_t* zeros = reinterpret_cast<const uint8_t*>(header) + 64 * item_bytes(layout.scales);
     Floats<Isa> zero[panel_columns / lanes];
@@ -59,7 +60,8 @@ template <class Isa> INFERPLANE_INLINE void add_scaled(const float* piece, const
     }
 }
 
-template <class P> void floats_slice(const QuantizedJob& job, const char* panel, int64_t first, int64_t rows, typename P::Right* right, float* sums) {
+template <class P>
+void floats_slice(const QuantizedJob& job, const char* panel, int64_t first, int64_t rows, typename P::Right* right, float* sums) {
     using Isa = typename P::Isa;
     constexpr int most = Isa::tile_rows;
     const QuantizedLayout& layout = job.layout;

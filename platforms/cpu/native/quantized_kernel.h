@@ -120,7 +120,8 @@ struct QuantizedTile {
 };
 
 template <class D, int bits, int rows, int columns>
-INFERPLANE_INLINE void codes_step(const char* codes, const int8_t* left, int64_t left_stride, Words<typename D::Isa> (&acc)[rows][columns]) {
+INFERPLANE_INLINE void codes_step(const char* codes, const int8_t* left, int64_t left_stride,
+                                  Words<typename D::Isa> (&acc)[rows][columns]) {
     using Isa = typename D::Isa;
     Words<Isa> weight[columns];
     if constexpr (bits == 8) {
@@ -224,7 +225,8 @@ template <class Isa> void widen_scales(const QuantizedJob& job, const char* pane
     }
 }
 
-template <class D> void codes_slice(const QuantizedJob& job, const char* panel, int64_t first, int64_t rows, bool last_panel, float* sums) {
+template <class D>
+void codes_slice(const QuantizedJob& job, const char* panel, int64_t first, int64_t rows, bool last_panel, float* sums) {
     constexpr int most = D::tile_rows;
     const QuantizedLayout& layout = job.layout;
     const int64_t steps = layout.steps(), tiles = (rows + most - 1) / most, count = job.piece_count(), group_steps = layout.group_steps();
@@ -271,7 +273,8 @@ template <class Isa> void scale_sums(const QuantizedLayout& layout, const char* 
     }
 }
 
-template <class Isa, class T> void store_quantized(const QuantizedJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* sums) {
+template <class Isa, class T>
+void store_quantized(const QuantizedJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* sums) {
     if (job.out_dtype == DType::float32) store_slice<Isa, T, float>(job, panel, first_row, rows, sums);
     else store_slice<Isa, T, T>(job, panel, first_row, rows, sums);
 }
