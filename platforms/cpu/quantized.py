@@ -29,7 +29,7 @@ def _supports(spec: Any) -> Support:
     if spec.dtype not in COMPUTED:
         return f"computes in {', '.join(COMPUTED)}, not in {spec.dtype}"
     if spec.scheme is None:
-        return "takes quantized weights only"
+        return f"takes quantized weights only, none of {spec.dtype}"
     if spec.out_dtype not in (None, spec.dtype, "float32"):
         return f"answers in {spec.dtype} or float32, not in {spec.out_dtype}"
     if spec.reduce:

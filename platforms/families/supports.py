@@ -28,7 +28,7 @@ class Plain:
         return self._plain(spec) or ("one output needs no fused weight" if len(spec.outputs) == 1 else None)
 
     def quantized(self, spec: Linear) -> Support:
-        return "for weights under a scheme, and this one has none" if spec.scheme is None else self._linear(spec)
+        return f"for weights under a scheme, and not for those of {spec.dtype}" if spec.scheme is None else self._linear(spec)
 
     def _plain(self, spec: Linear) -> Support:
         return self._linear(spec) if spec.scheme is None else f"scheme {spec.scheme} is another kernel's; this one takes floats"
