@@ -207,7 +207,7 @@ def quantize(weight: Any, scheme: Scheme) -> Quantized:
         made = _quantize(np.asarray(weight[at : at + step], np.float32), scheme)
         held = slice(at // rows, at // rows + len(made.scales))
         codes[at : at + step], scales[held] = made.codes, made.scales
-        if zeros is not None:
+        if zeros is not None and made.zeros is not None:
             zeros[held] = made.zeros
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

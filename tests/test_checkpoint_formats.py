@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from inferplane import LLM, SamplingParams
 from inferplane.core.checkpoint import Checkpoint
-from inferplane.core.formats.gguf import config_of
+from inferplane.core.formats.gguf import READERS, SCHEMES, config_of
 from inferplane.core.formats.gguf_file import GgufFile
 from inferplane.core.formats.gguf_words import tokenizer_of
 from inferplane.core.loader import Loaded, LoadOptions, load
@@ -22,8 +22,9 @@ from inferplane.core.score import logits
 from inferplane.errors import CheckpointError, ConfigError
 from inferplane.model_zoo.base import Precision
 from inferplane.ops import Scheme, WeightTable
-from inferplane.ops.quantize import quantize
-from inferplane.platforms.contract import Options
+from inferplane.ops.quantize import dequantized, quantize
+from inferplane.platforms import registry
+from inferplane.platforms.contract import Options, Platform
 from inferplane.platforms.reference import Reference
 from safetensors.numpy import load_file, save_file
 
@@ -82,7 +83,7 @@ def platform() -> Reference:
     return Reference(Options())
 
 
-def loaded(path: Path, platform: Reference, **options: Any) -> Loaded:
+def loaded(path: Path, platform: Platform, **options: Any) -> Loaded:
     return load(Checkpoint.open(path), platform, LoadOptions(dtype="float32", **options))
 
 
@@ -125,13 +126,21 @@ DATA = Path(__file__).with_name("data") / "quantized"
 WRITTEN = {path.stem if path.is_file() else path.name: path for path in (*sorted(DATA.glob("*/")), *sorted(DATA.glob("*.gguf")))}
 
 
+@pytest.mark.parametrize("computes", ["reference", "cpu"])
 @pytest.mark.parametrize("name", WRITTEN)
-def test_what_the_usual_packages_wrote_gives_the_logits_that_they_restore(name: str, platform: Reference) -> None:
+def test_what_the_usual_packages_wrote_gives_the_logits_that_they_restore(name: str, computes: str) -> None:
     path = WRITTEN[name]
     expected = np.load(path / "expected.npy" if path.is_dir() else path.with_suffix(".npy"))
-    ours = loaded(path, platform)
+    ours = loaded(path, registry.named(computes))
     assert all(spec.scheme is not None and spec.scheme.activation is None for spec in ours.model.down)
     assert relative(logits(ours, [3, 1, 4, 1, 5, 9, 2, 6]), expected) < 3e-6
+
+
+def test_blocks_of_q6_k_stand_for_what_ggml_says() -> None:
+    """Most files in Q4_0 have their head in it."""
+    kept = np.load(DATA / "q6_k.npz")
+    found = READERS["Q6_K"](kept["blocks"].reshape(4, -1, 210))
+    np.testing.assert_array_equal(dequantized(found, SCHEMES["Q6_K"]).astype(np.float32), kept["values"])
 
 
 def test_every_format_was_written_by_a_package_of_its_own() -> None:
