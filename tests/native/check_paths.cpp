@@ -157,20 +157,30 @@ template <class T> void check_quantized(const QuantizedLayout& layout, int64_t r
     free_pages(packed, bytes);
 }
 
-template <class T> void check_attention(int64_t key_dim, int64_t value_dim, int64_t window, float softcap, bool with_sinks) {
+template <class S> std::vector<S> cached(Numbers& numbers, int64_t count) {
+    if constexpr (sizeof(S) > 1) return numbers.fill<S>(count);
+    std::vector<S> codes(count);
+    for (S& code : codes) std::memset(&code, int(numbers.next() * 63), 1);
+    return codes;
+}
+
+// Caches of T, or of int8 codes.
+template <class T, class S = T>
+void check_attention(int64_t key_dim, int64_t value_dim, int64_t window, float softcap, bool with_sinks) {
     Numbers numbers;
     const CacheShape cache{12, 2, 16, key_dim, value_dim};
     const int64_t tokens = 80, heads = 6;
     const std::vector<T> q = numbers.fill<T>(tokens * heads * key_dim);
-    const std::vector<T> k = numbers.fill<T>(12 * 2 * 16 * key_dim), v = numbers.fill<T>(12 * 2 * 16 * value_dim);
-    const std::vector<float> sinks = numbers.fill<float>(heads);
+    const std::vector<S> k = cached<S>(numbers, 12 * 2 * 16 * key_dim), v = cached<S>(numbers, 12 * 2 * 16 * value_dim);
+    const std::vector<float> sinks = numbers.fill<float>(heads), scales(12 * 2 * 16, 0.01f);
+    const float* scale_of = sizeof(S) == 1 ? scales.data() : nullptr;
     const int32_t table[3][6] = {{3, 1, 7, 2, 5, 11}, {4, 0, 0, 0, 0, 0}, {9, 6, 10, 8, 0, 0}};
     const int32_t starts[4] = {0, 70, 71, 76}, lengths[3] = {93, 16, 55};
     // The bfloat16 dot products round the softmax's weights to bfloat16.
     const double room = dtype_of<T>() == DType::bfloat16 ? 2e-2 : 1e-5;
     compare<T>(title<T>("attention", {key_dim, value_dim, window}), tokens * heads * value_dim, room, [&](T* out) {
         attention({q.data(), k.data(), v.data(), out, cache, dtype_of<T>(), tokens, heads, 3, 6, table[0], starts, lengths, 0.2f, softcap,
-                   window, with_sinks ? sinks.data() : nullptr});
+                   window, with_sinks ? sinks.data() : nullptr, nullptr, scale_of, scale_of});
     });
 }
 
@@ -282,6 +292,8 @@ template <class T> void check_type() {
     check_attention<T>(33, 21, 0, 5, true);
     check_attention<T>(1, 1, 0, 0, true);
     check_attention<T>(96, 130, 20, 0, false);
+    check_attention<T, int8_t>(64, 64, 0, 0, false);
+    check_attention<T, int8_t>(33, 21, 19, 0, true);
     for (const int64_t size : {1, 15, 16, 17, 45, 64, 131}) {
         check_norms<T, T>(size);
         check_norms<T, float>(size);

@@ -23,6 +23,14 @@ struct Portable {
     // Adding 1.5 * 2^23 leaves no bits below one; magnitudes from 2^22 on are whole for our uses.
     static INFERPLANE_INLINE f32 round_even(f32 a) {
         const f32 magic = f32{} + 12582912.0f;
+        // Else a compiler with multiply-add fuses the product that `a` may be into the sum: one rounding instead of two.
+#if defined(__aarch64__)
+        asm("" : "+w"(a));
+#elif defined(__x86_64__)
+        asm("" : "+x"(a));
+#else
+        asm("" : "+m"(a));
+#endif
         return (a + magic) - magic;
     }
 

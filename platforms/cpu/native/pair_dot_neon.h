@@ -29,6 +29,25 @@ struct PairDotNeon {
         }
         return sum;
     }
+    // Sixteen and sixteen floats as thirty-two bfloat16.
+    static INFERPLANE_INLINE Words<Isa> narrow(Floats<Isa> low, Floats<Isa> high) {
+        Words<Isa> v;
+        for (int i = 0; i < 2; ++i) {
+            v.part[i] = vreinterpretq_u32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(low.part[2 * i]), low.part[2 * i + 1]));
+            v.part[i + 2] = vreinterpretq_u32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(high.part[2 * i]), high.part[2 * i + 1]));
+        }
+        return v;
+    }
+    // Thirty-two values of two keys -> pairs of dims 0-15 in `low`, of 16-31 in `high`.
+    static INFERPLANE_INLINE void interleave(Words<Isa> even, Words<Isa> odd, Vector& low, Vector& high) {
+        for (int i = 0; i < Isa::parts; ++i) {
+            const uint16x8x2_t pairs = vzipq_u16(vreinterpretq_u16_u32(even.part[i]), vreinterpretq_u16_u32(odd.part[i]));
+            Vector& half = i < 2 ? low : high;
+            for (int j = 0; j < 2; ++j) half.part[i % 2 * 2 + j] = vreinterpretq_u32_u16(pairs.val[j]);
+        }
+    }
+    // Sums over interleaved pairs are in the order of dims already.
+    static INFERPLANE_INLINE void straighten(Floats<Isa>&, Floats<Isa>&) {}
     static INFERPLANE_INLINE void store_left(Left* to, Floats<Isa> v) { store<Isa>(to, v); }
 };
 
