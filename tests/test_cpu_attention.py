@@ -152,7 +152,8 @@ def test_each_kind_of_cell_gives_a_query_the_same_bits_in_any_batch(path, dtype,
     made = Variant(dtype, rows=[(1100, 1100)], **variant)
     whole = made.run()
     for position in (0, 63, 64, 500, 1023, 1024, 1099):
-        one = made.run(np.array([0, 1], np.int32), np.array([position + 1], np.int32), np.ascontiguousarray(made.q[position : position + 1]))
+        starts, lengths = np.array([0, 1], np.int32), np.array([position + 1], np.int32)
+        one = made.run(starts, lengths, np.ascontiguousarray(made.q[position : position + 1]))
         np.testing.assert_array_equal(bits(one), bits(whole[position : position + 1]), err_msg=f"at {position}")
 
 
