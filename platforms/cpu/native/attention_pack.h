@@ -146,7 +146,8 @@ INFERPLANE_INLINE void load_values(const S* even, const S* odd, typename P::Vect
 template <class P, int rows, class S>
 void mix_values(const typename P::Left* weights, const KeyTile<S>& keys, int64_t dim, float* out, Ahead<P>& ahead) {
     using Isa = typename P::Isa;
-    constexpr int columns = Isa::tile_columns(rows), k = P::k_per_step;
+    // Interleaved pairs come two vectors at a time.
+    constexpr int k = P::k_per_step, columns = Isa::tile_columns(rows) > k ? Isa::tile_columns(rows) : k;
     for (int first = 0; first < panel_columns; first += columns * lanes, dim += columns * lanes, out += columns * lanes) {
         Floats<Isa> sums[rows][columns];
         for (int r = 0; r < rows; ++r) {

@@ -12,6 +12,7 @@ struct Neon {
     static constexpr int parts = 4;
     static constexpr int tile_rows = 6;
     static constexpr int tile_columns(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+    static constexpr bool scales_by_powers = false;
 
     static INFERPLANE_INLINE f32 fma(f32 a, f32 b, f32 c) { return f32(vfmaq_f32(c, a, b)); }
     // Compare and select: the instruction's own maximum of a NaN and a number is NaN.
@@ -47,6 +48,12 @@ struct Neon {
     static INFERPLANE_INLINE u32 multiply_pairs(u32 a, u32 b) {
         const int16x8_t x = vreinterpretq_s16_u32(a), y = vreinterpretq_s16_u32(b);
         return u32(vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
+    }
+
+    static INFERPLANE_INLINE Floats<Neon> load_bytes(const int8_t* from) {
+        Floats<Neon> v;
+        for (int i = 0; i < parts; ++i) v.part[i] = f32{float(from[4 * i]), float(from[4 * i + 1]), float(from[4 * i + 2]), float(from[4 * i + 3])};
+        return v;
     }
 
     static INFERPLANE_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }

@@ -30,7 +30,8 @@ const Path& neon_bf16_path() {
         made.name = "neon_bf16";
         made.linear[bfloat16] = linear_kernels<PairDotNeon, bf16>("bfdot");
         made.floats[bfloat16] = floats_kernels<PairDotNeon, bf16>("bfdot on widened codes");
-        made.attend[bfloat16] = attend_task<PairDotNeon, bf16>;
+        made.attend[bfloat16][0] = attend_task<PairDotNeon, bf16, bf16>;
+        made.attend[bfloat16][1] = attend_task<PairDotNeon, bf16, int8_t>;
         RangeKernel<QuantizedJob> multiply[3] = {multiply_codes<NeonBytes, float>, multiply_codes<NeonBytes, bf16>, multiply_codes<NeonBytes, f16>};
         for (int type = 0; type < 3; ++type) {
             made.codes[type].multiply = multiply[type];
