@@ -197,7 +197,8 @@ class Paged:
 
     def run(self, q, *, scale=0.125, window=0, softcap=0.0, sinks=None):
         guarded = Guarded((len(q), q.shape[1], self.v_cache.shape[3]), self.dtype)
-        native.attention(q, self.k_cache, self.v_cache, guarded.out, self.table, self.starts, self.lengths, scale, window, softcap, sinks, None, None, None)
+        native.attention(q, self.k_cache, self.v_cache, guarded.out, self.table, self.starts, self.lengths, scale, window, softcap, sinks,
+                         None, None, None)
         return guarded.check()
 
 
@@ -380,9 +381,11 @@ def test_pools_beyond_2_31_elements_are_addressed_in_64_bits():
     native.write_kv(k, v, k_cache, v_cache, slots, None, None)
     np.testing.assert_array_equal(bits(k_cache[-1, 0]), bits(k[:16, 0]))
     out = np.empty((20, 1, 64), BF16)
-    native.attention(q, k_cache, v_cache, out, table, np.array([0, 20], np.int32), np.array([20], np.int32), 0.125, 0, 0.0, None, None, None, None)
+    starts, lengths = np.array([0, 20], np.int32), np.array([20], np.int32)
+    native.attention(q, k_cache, v_cache, out, table, starts, lengths, 0.125, 0, 0.0, None, None, None, None)
     small = Paged(0, BF16, [(20, 20)], kv_heads=1)
-    native.write_kv(k, v, small.k_cache, small.v_cache, (small.table[0, np.arange(20) // 16] * 16 + np.arange(20) % 16).astype(np.int32), None, None)
+    slots = (small.table[0, np.arange(20) // 16] * 16 + np.arange(20) % 16).astype(np.int32)
+    native.write_kv(k, v, small.k_cache, small.v_cache, slots, None, None)
     np.testing.assert_array_equal(bits(out), bits(small.run(q)))
 
 

@@ -28,7 +28,8 @@ struct AttentionJob {
     DType dtype;
     int64_t tokens, heads, rows, table_width;
     const int32_t *table, *starts, *lengths;
-    float scale, softcap;  // softcap 0: none
+    double scale;
+    float softcap;         // 0: none
     int64_t window;        // 0: none
     const float *sinks, *slopes;  // [heads] or null
     const float *k_scale, *v_scale;

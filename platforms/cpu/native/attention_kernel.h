@@ -39,6 +39,7 @@ template <class P, class T, class S> class AttentionBlock {
     void attend(int64_t first, int64_t last, const KeyTile<S>& keys);
     void weigh(int64_t low, int rows, const float* scores, const KeyTile<S>& keys);
     void score(const KeyTile<S>& keys, Prefetcher& ahead);
+    void multiply_scores(int64_t low, int rows);
 
     const AttentionJob& job_;
     const AttentionTask task_;
@@ -48,7 +49,7 @@ template <class P, class T, class S> class AttentionBlock {
     const bool direct_;
     Left *queries_, *weights_;  // [rows, query_stride], [tile rows, 64 keys]
     Right *keys_, *values_;     // [key steps, 64 keys], [panels, value steps, 64 dims]
-    float* scores_;             // [rows of a tile or of a direct block, 64 keys]
+    float* scores_;             // [rows of a tile or of a direct block, 64 keys], twice
     float *chunk_memory_, *folded_memory_;
     int64_t* position_;         // [rows]
     int64_t first_row_ = 0;     // rows before it see nothing from here on
@@ -79,7 +80,7 @@ template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::carve_own(
 template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::carve_shared(char* base) {
     Carver shared(base);
     shared.take(weights_, Isa::tile_rows * key_tile);
-    shared.take(scores_, direct_rows * key_tile);
+    shared.take(scores_, 2 * direct_rows * key_tile);
     shared.take(keys_, direct_ ? 0 : round_up(key_steps_, lanes) * key_tile);
     shared.take(values_, direct_ ? 0 : panels_ * value_steps * panel_columns);
     shared.take(zeros_, panels_ * panel_columns);
@@ -122,11 +123,24 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::score(const K
 // Weights of rows low .. low + rows - 1, from scores of `rows` rows.
 template <class P, class T, class S> void AttentionBlock<P, T, S>::weigh(int64_t low, int rows, const float* scores, const KeyTile<S>& keys) {
     const bool codes = sizeof(S) == 1;
+    const double exact = job_.softcap > 0 ? job_.scale / job_.softcap : job_.scale * 1.4426950408889634;
+    const float factor = float(exact), rest = float(exact - factor);
     for (int r = 0; r < rows; ++r) {
         const int64_t row = low + r, head = task_.kv_head * group_ + (task_.first + row) % group_;
-        const ScoreRule rule{job_.scale, job_.softcap, job_.slopes ? job_.slopes[head] : 0.0f, float(keys.start - position_[row]),
+        const ScoreRule rule{factor, rest, job_.softcap, job_.slopes ? job_.slopes[head] : 0.0f, float(keys.start - position_[row]),
                              codes ? keys.key_scale : nullptr, codes ? keys.value_scale : nullptr, visible(row, keys.start)};
         softmax<P, rough>(sums_, row, rule, scores + r * key_tile, weights_ + r * key_tile);
+    }
+}
+
+// Scores of rows low .. low + rows - 1 over packed keys.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::multiply_scores(int64_t low, int rows) {
+    const Left* left = queries_ + low * query_stride_;
+    for (int64_t step = 0; step < key_steps_; step += score_steps<P>) {
+        const int64_t steps = key_steps_ - step < score_steps<P> ? key_steps_ - step : score_steps<P>;
+        float* to = step ? scores_ + direct_rows * key_tile : scores_;
+        multiply_tile<P>(rows, left + step * P::left_per_step, query_stride_, keys_ + step * key_tile, steps, to, key_tile / lanes, false);
+        for (int i = 0; step && i < rows * key_tile; i += lanes) store<Isa>(scores_ + i, load<Isa>(scores_ + i) + load<Isa>(to + i));
     }
 }
 
@@ -136,7 +150,7 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::attend(int64_
     for (int64_t t = 0; t < tiles; ++t) {
         const int64_t low = first + (last - first) * t / tiles, high = first + (last - first) * (t + 1) / tiles;
         const int rows = int(high - low);
-        multiply_tile<P>(rows, queries_ + low * query_stride_, query_stride_, keys_, key_steps_, scores_, key_tile / lanes, false);
+        multiply_scores(low, rows);
         weigh(low, rows, scores_, keys);
         const int64_t steps = (visible(high - 1, keys.start).high + P::k_per_step - 1) / P::k_per_step;
         for (int64_t panel = 0; panel < panels_; ++panel) {

@@ -55,15 +55,22 @@ void pack_keys(const KeyTile<S>& keys, int64_t key_dim, int64_t steps, typename 
     }
 }
 
+// Steps of a score that are summed up apart: one long chain of float32 sums would lose more than a naive evaluation may.
+template <class P> constexpr int64_t score_steps = P::k_per_step == 1 ? 128 : int64_t(1) << 40;
+
 // scores [rows, 64] of the seen keys, rows being at least as many as wanted.
 template <class P, int rows, class S>
 void score_keys(const typename P::Left* queries, int64_t stride, const KeyTile<S>& keys, int64_t key_dim, int64_t steps, float* scores,
                 Ahead<P>& ahead) {
     using Isa = typename P::Isa;
     for (int64_t key = keys.seen.low / lanes * lanes; key < keys.seen.high; key += lanes) {
-        Floats<Isa> sums[rows];
-        for (Floats<Isa>& s : sums) s = fill<Isa>(0.0f);
+        Floats<Isa> sums[rows], before[rows];
+        for (int r = 0; r < rows; ++r) sums[r] = before[r] = fill<Isa>(0.0f);
         for (int64_t step = 0; step < steps; step += lanes) {
+            for (int r = 0; r < rows && step && step % score_steps<P> == 0; ++r) {
+                before[r] = before[r] + sums[r];
+                sums[r] = fill<Isa>(0.0f);
+            }
             Words<Isa> turned[lanes];
             turn_keys<P>(keys.key + key, step * P::k_per_step, key_dim - step * P::k_per_step, turned);
             const typename P::Left* left = queries + step * P::left_per_step;
@@ -81,7 +88,7 @@ void score_keys(const typename P::Left* queries, int64_t stride, const KeyTile<S
                 for (int i = 0; i < steps - step; ++i) take(i);
             }
         }
-        for (int r = 0; r < rows; ++r) store<Isa>(scores + r * key_tile + key, sums[r]);
+        for (int r = 0; r < rows; ++r) store<Isa>(scores + r * key_tile + key, steps > score_steps<P> ? before[r] + sums[r] : sums[r]);
     }
 }
 
@@ -139,7 +146,8 @@ INFERPLANE_INLINE void load_values(const S* even, const S* odd, typename P::Vect
 template <class P, int rows, class S>
 void mix_values(const typename P::Left* weights, const KeyTile<S>& keys, int64_t dim, float* out, Ahead<P>& ahead) {
     using Isa = typename P::Isa;
-    constexpr int columns = Isa::tile_columns(rows), k = P::k_per_step;
+    // Interleaved pairs come two vectors at a time.
+    constexpr int k = P::k_per_step, columns = Isa::tile_columns(rows) > k ? Isa::tile_columns(rows) : k;
     for (int first = 0; first < panel_columns; first += columns * lanes, dim += columns * lanes, out += columns * lanes) {
         Floats<Isa> sums[rows][columns];
         for (int r = 0; r < rows; ++r) {

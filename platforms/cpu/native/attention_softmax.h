@@ -23,7 +23,8 @@ template <class P> void clear(const SoftmaxSums& sums) {
 
 // How one query turns 64 products q k into scores and weights.
 struct ScoreRule {
-    float scale, softcap;  // softcap 0: none
+    float factor, rest;     // float32 and what it left off: of scale * log2 e, or of scale / softcap
+    float softcap;          // 0: none
     float slope, distance;  // ALiBi: slope * (distance + key), the keys counted from the tile's start
     const float *key_scale, *value_scale;  // [64] of codes, or null
     KeyRange seen;
@@ -45,13 +46,11 @@ template <class Isa> INFERPLANE_INLINE float power_between(float from, float to)
 }
 
 // Everything in units of log 2, so that the exponential is one of base 2.
-template <class Isa> INFERPLANE_INLINE Floats<Isa> score(Floats<Isa> product, const ScoreRule& rule, int j) {
+template <class Isa, bool rough> INFERPLANE_INLINE Floats<Isa> score(Floats<Isa> product, const ScoreRule& rule, int j) {
     if (rule.key_scale) product = product * load<Isa>(rule.key_scale + j * lanes);
-    if (rule.softcap > 0) {
-        product = tanh(product * fill<Isa>(rule.scale / rule.softcap)) * fill<Isa>(rule.softcap * log2_e);
-    } else {
-        product = product * fill<Isa>(rule.scale * log2_e);
-    }
+    if constexpr (rough) product = product * fill<Isa>(rule.factor);
+    else product = multiply_add(product, fill<Isa>(rule.factor), product * fill<Isa>(rule.rest));
+    if (rule.softcap > 0) product = tanh(product) * fill<Isa>(rule.softcap * log2_e);
     if (rule.slope == 0) return product;
     const Floats<Isa> key = from_integers(lane_index<Isa>()) + fill<Isa>(float(j * lanes) + rule.distance);
     return multiply_add(key, fill<Isa>(rule.slope * log2_e), product);
@@ -69,7 +68,7 @@ void softmax(const SoftmaxSums& sums, int64_t row, const ScoreRule& rule, const 
     constexpr int vectors = key_tile / lanes;
     const bool partial = rule.seen.low > 0 || rule.seen.high < key_tile;  // the mask guards the diagonal, the window, the row's end
     Floats<Isa> s[vectors];
-    for (int j = 0; j < vectors; ++j) s[j] = score(load<Isa>(products + j * lanes), rule, j);
+    for (int j = 0; j < vectors; ++j) s[j] = score<Isa, rough>(load<Isa>(products + j * lanes), rule, j);
     if (partial) {
         for (int j = 0; j < vectors; ++j) s[j] = only(s[j], rule.seen, j, -__builtin_inff());
     }

@@ -126,7 +126,7 @@ PyObject* py_attention(const Arguments& a) {
     job.table_width = table.last();
     job.starts = starts.expect({job.rows + 1}).int32();
     job.lengths = lengths.int32();
-    job.scale = float(a.number(7, "scale"));
+    job.scale = a.number(7, "scale");
     job.window = a.integer(8, "window");
     job.softcap = float(a.number(9, "softcap"));
     INFERPLANE_REQUIRE(job.window >= 0, "attention: window is negative; 0 means none");

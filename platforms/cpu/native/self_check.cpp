@@ -107,7 +107,7 @@ template <class T> bool attention_agrees(const Path& path, int64_t key_dim, int6
         const UsePath use(side ? path : portable_path());
         outs[side].resize(tokens * heads * value_dim);
         attention({q.data(), k.data(), v.data(), outs[side].data(), cache, dtype_of<T>(), tokens, heads, 2, 5, table[0], starts, lengths,
-                   0.25f, 0.0f, window, nullptr, nullptr, nullptr, nullptr});
+                   0.25, 0.0f, window, nullptr, nullptr, nullptr, nullptr});
     }
     return near(outs[0], outs[1]);
 }
