@@ -15,8 +15,6 @@ from .library import NATIVE, layout, missing_reason
 Array = np.ndarray[Any, Any]
 
 BITS = {"int8": 8, "int4": 4}
-MOST_INPUTS = 1 << 16
-"""Sums of 512 products are exact in int32, and a row's offsets in float32, far beyond; an offset fits an int32 up to here."""
 SCHEMES = ("int8", "int8:a8", "int8:a8g128", "int4", "int4:a8", "int4:g32:float16:a8g32")
 
 
@@ -45,8 +43,6 @@ def _refused(scheme: Scheme, inputs: int) -> Support:
     for what, group in (("weight", scheme.group), ("activation", scheme.activation_group)):
         if group is not None and group < inputs and group % 4:
             return f"takes groups of a multiple of 4 inputs, not {what} groups of {group}"
-    if inputs > MOST_INPUTS:
-        return f"takes at most {MOST_INPUTS:,} inputs, not {inputs:,}"
     return None
 
 
