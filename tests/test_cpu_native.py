@@ -487,8 +487,8 @@ def test_qkv_rope_write_has_the_bits_of_rope_and_write_kv(path, dtype, tokens, i
     turned_q, turned_k, out = np.empty_like(q), np.empty_like(k), Guarded(q.shape, dtype)
     native.rope(q, positions, table, interleaved, turned_q)
     native.rope(k, positions, table, interleaved, turned_k)
-    native.write_kv(turned_k, v, *(cache.out for cache in parts), slots)
-    native.qkv_rope_write(q, k, v, positions, table, interleaved, out.out, *(cache.out for cache in fused), slots)
+    native.write_kv(turned_k, v, *(cache.out for cache in parts), slots, None, None)
+    native.qkv_rope_write(q, k, v, positions, table, interleaved, out.out, *(cache.out for cache in fused), slots, None, None)
     np.testing.assert_array_equal(bits(out.check()), bits(turned_q))
     for one, other in zip(fused, parts, strict=True):
         np.testing.assert_array_equal(bits(one.check()), bits(other.check()))
@@ -790,7 +790,7 @@ def test_wrong_arguments_raise_a_value_error_that_says_what_was_expected():
         native.attention(q, cache, cache, q.copy(), table, starts, lengths, 1.0, window, 0.0, None, None, None, None)
 
     def turn_and_write(slots, positions=ids, out=q):
-        native.qkv_rope_write(q, kv, kv, positions, np.zeros((9, 8), np.float32), False, out, cache, cache, slots)
+        native.qkv_rope_write(q, kv, kv, positions, np.zeros((9, 8), np.float32), False, out, cache, cache, slots, None, None)
 
     cases = [
         (lambda: native.linear(x.astype(BF16), packed, out, None), "bytes"),
