@@ -1,4 +1,4 @@
-"""Keys and values as codes with a scale for each token and head: to the bit what ops/quantize.py says."""
+"""Values as codes with a scale for each group of them: to the bit what ops/quantize.py says."""
 from __future__ import annotations
 
 from typing import Any
@@ -11,18 +11,20 @@ from ....ops.quantize import ACTIVATIONS
 from .rows import F32
 
 
-def coded(x: jax.Array, kv_dtype: str) -> tuple[jax.Array, jax.Array]:
-    """x [..., dim] -> codes in its shape and scales [..., 1] float32. A row with an infinity or NaN: codes 0, scale NaN.
+def coded(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
+    """x [..., group] -> codes in its shape and scales [..., 1] float32. A group with an infinity or NaN: codes 0, scale NaN.
 
-    The barrier keeps XLA from turning a division by a constant into a product with its inverse, which rounds otherwise.
+    The barriers keep XLA from turning a division by a constant into a product with its inverse, which rounds otherwise, and
+    from cutting a way through 8 bits short.
     """
-    x, limit = x.astype(F32), jax.lax.optimization_barrier(jnp.asarray(ACTIVATIONS[kv_dtype], F32))
+    x, limit = x.astype(F32), jax.lax.optimization_barrier(jnp.asarray(ACTIVATIONS[dtype], F32))
     largest = jnp.abs(x).max(-1, keepdims=True)
     finite = jnp.isfinite(largest)
     inverse = jnp.where(largest > 0, limit / largest, 0)
     codes = jnp.where(finite, x * jnp.where(jnp.isfinite(inverse), inverse, 0), 0)
     scales = jnp.where(finite, largest / limit, jnp.nan)
-    return (jnp.round(codes) if kv_dtype == "int8" else codes).astype(DTYPES[kv_dtype]), scales
+    codes = jnp.round(codes) if dtype == "int8" else codes
+    return jax.lax.optimization_barrier(codes.astype(DTYPES[dtype])), scales
 
 
 def gathered(cell: Any, name: str, blocks: jax.Array, kv_dtype: str | None) -> jax.Array:

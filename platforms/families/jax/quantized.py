@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ....ops import Linear, Quantized, Scheme
-from ....ops.quantize import ACTIVATIONS
+from .codes import coded
 from .rows import F32, HIGHEST
-
-CODES = {"int8": jnp.int8, "float8_e4m3fn": jnp.float8_e4m3fn}
 
 
 def prepare(device: Any, spec: Linear, parts: Sequence[Any]) -> tuple[Any, ...]:
@@ -39,20 +37,11 @@ def linear(spec: Linear, x: jax.Array, weight: Sequence[Any], batch: Any) -> Any
 
 
 def quantized_rows(x: jax.Array, scheme: Scheme) -> tuple[jax.Array, jax.Array]:
-    """x [tokens, input] -> codes [tokens, groups, values], the last group filled up with zeros, and scales [tokens, groups, 1].
-
-    The bits of `ops.quantize.quantized_rows`: behind the barriers a division stays one, and a way through 8 bits too.
-    """
+    """x [tokens, input] -> codes [tokens, groups, values], the last group filled up with zeros, and scales [tokens, groups, 1]."""
     assert scheme.activation is not None
     group = scheme.activation_group or x.shape[-1]
-    tiles = jnp.pad(x.astype(F32), ((0, 0), (0, -x.shape[-1] % group))).reshape(len(x), -(-x.shape[-1] // group), group)
-    largest = jnp.abs(tiles).max(-1, keepdims=True)
-    limit = jax.lax.optimization_barrier(jnp.asarray(ACTIVATIONS[scheme.activation], F32))
-    scales = jnp.where(jnp.isfinite(largest), largest / limit, jnp.nan)
-    inverse = limit / largest
-    values = tiles * jnp.where((largest > 0) & jnp.isfinite(inverse), inverse, 0)
-    values = jnp.nan_to_num(jnp.round(values)) if scheme.activation == "int8" else values
-    return jax.lax.optimization_barrier(values.astype(CODES[scheme.activation])), scales
+    tiles = jnp.pad(x, ((0, 0), (0, -x.shape[-1] % group))).reshape(len(x), -(-x.shape[-1] // group), group)
+    return coded(tiles, scheme.activation)
 
 
 def _requantized(x: jax.Array, scheme: Scheme) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Keys and values as codes with a scale for each token and head: to the bit what ops/quantize.py says."""
+"""Values as codes with a scale for each group of them: to the bit what ops/quantize.py says."""
 from __future__ import annotations
 
 from typing import Any
@@ -10,15 +10,18 @@ from ....ops.quantize import ACTIVATIONS
 from .arrays import TORCH
 
 
-def coded(x: Tensor, kv_dtype: str) -> tuple[Tensor, Tensor]:
-    """x [..., dim] -> codes in its shape and scales [..., 1] float32. A row with an infinity or NaN: codes 0, scale NaN."""
-    limit, x = float(ACTIVATIONS[kv_dtype]), x.float()
+def coded(x: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+    """x [..., group] -> codes in its shape and scales [..., 1] float32. A group with an infinity or NaN: codes 0, scale NaN.
+
+    The limit is a tensor, as a division by a number may become a product.
+    """
+    limit, x = float(ACTIVATIONS[dtype]), x.float()
     largest = x.abs().amax(-1, keepdim=True)
     finite = torch.isfinite(largest)
     inverse = torch.where(largest > 0, torch.full_like(largest, limit) / largest, 0)
     codes = torch.where(finite, x * torch.where(torch.isfinite(inverse), inverse, 0), 0)
     scales = torch.where(finite, largest / torch.full_like(largest, limit), torch.nan)
-    return (codes.round() if kv_dtype == "int8" else codes).to(TORCH[kv_dtype]), scales
+    return (codes.round() if dtype == "int8" else codes).to(TORCH[dtype]), scales
 
 
 def bits(array: Tensor) -> Tensor:

@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from ....ops import Linear, Quantized, Scheme
-from ....ops.quantize import ACTIVATIONS
 from .arrays import TORCH, tensor
-
-CODES = {"int8": torch.int8, "float8_e4m3fn": torch.float8_e4m3fn}
+from .codes import coded
 
 
 def prepare(device: torch.device, spec: Linear, parts: Sequence[Any]) -> tuple[Any, ...]:
@@ -38,20 +36,10 @@ def linear(spec: Linear, x: torch.Tensor, weight: Sequence[Any], batch: Any) -> 
 
 
 def quantized_rows(x: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [tokens, input] -> codes [tokens, groups, values], the last group filled up with zeros, and scales [tokens, groups, 1].
-
-    The bits of `ops.quantize.quantized_rows`: the limit is a tensor, as a division by a number may become a product.
-    """
+    """x [tokens, input] -> codes [tokens, groups, values], the last group filled up with zeros, and scales [tokens, groups, 1]."""
     assert scheme.activation is not None
     group = scheme.activation_group or x.shape[-1]
-    tiles = F.pad(x.float(), (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))
-    largest = tiles.abs().amax(-1, keepdim=True)
-    limit = torch.full_like(largest, ACTIVATIONS[scheme.activation])
-    scales = torch.where(largest.isfinite(), largest / limit, torch.nan)
-    inverse = limit / largest
-    values = tiles * torch.where((largest > 0) & inverse.isfinite(), inverse, 0.0)
-    values = values.round().nan_to_num() if scheme.activation == "int8" else values
-    return values.to(CODES[scheme.activation]), scales
+    return coded(F.pad(x, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group)), scheme.activation)
 
 
 def _requantized(x: torch.Tensor, scheme: Scheme) -> torch.Tensor:
