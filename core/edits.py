@@ -1,36 +1,42 @@
 """Logits that a request changes before it draws: penalties, biases, and end tokens that come too early."""
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from .request import Key
 from .scheduler.plan import RowPlan
 
-
-class Edit(NamedTuple):
-    """One (sample, token) pair; see `ops.Sampling`."""
-
-    sample: int
-    token: int
-    seen: bool
-    drawn: int
-    bias: float
+Array = np.ndarray[Any, Any]
 
 
-def edits(sample: int, row: RowPlan, drawn: Callable[[Key], Sequence[int]]) -> Iterator[Edit]:
-    """The edits of one sample, one per token."""
+class Edits(NamedTuple):
+    """The edits of one sample, [tokens] each and one per token, ascending; see `ops.Sampling`."""
+
+    tokens: Array
+    seen: Array
+    drawn: Array
+    bias: Array
+
+
+def edits(row: RowPlan, drawn: Callable[[Key], Sequence[int]]) -> Edits | None:
+    """What the request of a row changes; None: nothing."""
     request = row.request
     params = request.params
     bias = dict(params.logit_bias or ())
     if row.position - len(request.prompt) < params.min_tokens:
         bias.update(dict.fromkeys(request.stop_ids, -inf))
-    seen: set[int] = set()
-    counts: Counter[int] = Counter()
-    if params.needs_host:
-        counts.update(drawn(request.key))
-        seen = set(counts).union(request.prompt.tolist())
-    for token in sorted(seen.union(bias)):
-        yield Edit(sample, token, token in seen, counts[token], bias.get(token, 0.0))
+    if not (bias or params.needs_host):
+        return None
+    history = [request.prompt, np.asarray(drawn(request.key), np.int64)] if params.needs_host else []
+    tokens, place = np.unique(np.concatenate([*history, np.array(list(bias), np.int64)]), return_inverse=True)
+    told = sum(map(len, history))
+    made = Edits(tokens, np.zeros(len(tokens), bool), np.zeros(len(tokens), np.int64), np.zeros(len(tokens)))
+    made.seen[place[:told]] = True
+    made.bias[place[told:]] = list(bias.values())
+    if history:
+        np.add.at(made.drawn, place[len(request.prompt) : told], 1)
+    return made

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..ops import BatchShape, Packed, StateGroup, empty
 from ..platforms.contract import Buckets, Pending
-from .edits import Edit, edits
+from .edits import Edits, edits
 from .loader import Loaded
 from .request import Key
 from .scheduler.plan import RowPlan, StepPlan
@@ -29,7 +29,7 @@ class Runner:
 
     def batch(self, plan: StepPlan, drawn: Drawn) -> Packed:
         samples = [plan.rows[i] for i in plan.samples]
-        changes = [edit for i, row in enumerate(samples) for edit in edits(i, row, drawn)]
+        changes = [edits(row, drawn) for row in samples]
         ends = np.cumsum([row.count for row in plan.rows])
         return pack(
             plan.rows, self.loaded.model.states, self.platform.capabilities.buckets,
@@ -65,12 +65,13 @@ def pack(
     *,
     sample: Sequence[int],
     sampled: Sequence[RowPlan] = (),
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Edits | None] = (),
     logprobs: int = -1,
 ) -> Packed:
     """Fill the buffers of one step.
 
     sample: tokens whose hidden state goes to the head. sampled: the row that each is drawn for (empty: nothing is drawn).
+    edits: of each sample.
     Padding rows are empty, and padding tokens go to null block 0 of a padding row where there is one.
     """
     counts = [row.count for row in rows]
@@ -78,7 +79,7 @@ def pack(
     shape = BatchShape(
         tokens=total, rows=len(rows), samples=len(sample),
         blocks=tuple(max(len(row.tables[g]) for row in rows) for g in range(len(groups))),
-        longest_query=max(counts), edits=len(edits), logprobs=logprobs,
+        longest_query=max(counts), edits=sum(len(one.tokens) for one in edits if one), logprobs=logprobs,
     )
     shape = buckets.pad(shape) if buckets else shape
     packed, batch, sampling = empty(shape)
@@ -115,9 +116,12 @@ def pack(
         sampling.presence[i], sampling.frequency[i] = params.presence_penalty, params.frequency_penalty
         sampling.seed_low[i], sampling.seed_high[i] = _word(seed), _word(seed >> 32)
         sampling.index[i], sampling.position[i] = row.request.sample_index, row.position
-    for i, edit in enumerate(edits):
-        sampling.edit_sample[i], sampling.edit_token[i] = edit.sample, edit.token
-        sampling.edit_seen[i], sampling.edit_count[i], sampling.edit_bias[i] = edit.seen, edit.drawn, edit.bias
+    first = 0
+    for i, one in enumerate(edits):
+        if one:
+            place = slice(first, first := first + len(one.tokens))
+            sampling.edit_sample[place], sampling.edit_token[place] = i, one.tokens
+            sampling.edit_seen[place], sampling.edit_count[place], sampling.edit_bias[place] = one.seen, one.drawn, one.bias
     return packed
 
 

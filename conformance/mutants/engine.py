@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 
 from ...core import runner as runner_module
-from ...core.edits import Edit
+from ...core.edits import Edits
 from ...core.kv import exchange, prefix
 from ...core.kv.blocks import BlockPool
 from ...core.kv.lease import PagedGroup
@@ -210,8 +210,10 @@ def _not_waiting(self: Running, *arguments: Any) -> None:
     self.needs_host = False
 
 
-def _min_tokens_forgotten(sample: int, row: Any, drawn: Any) -> Iterable[Edit]:
-    return [Edit(sample, token, False, 0, bias) for token, bias in dict(row.request.params.logit_bias or ()).items()]
+def _min_tokens_forgotten(row: Any, drawn: Any) -> Edits | None:
+    bias = dict(sorted((row.request.params.logit_bias or {}).items()))
+    none = np.zeros(len(bias), int)
+    return Edits(np.array(list(bias), int), none, none, np.array(list(bias.values()))) if bias else None
 
 
 def _late_token_kept(self: Scheduler, sequence: Running, token: int) -> Any:
