@@ -95,7 +95,7 @@ def test_bench_ops_measures_each_kind_and_says_what_is_wrong_or_refused(monkeypa
     })
     assert main(["bench", "ops", "--platform", "cpu", "--op", "linear", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert set(record) == {"format", "kind", "date", "machine", "versions", "platform", "dtype", "limits", "results"}
+    assert set(record) == {"format", "kind", "date", "machine", "versions", "platform", "dtype", "limits", "results", "peak_bytes"}
     [row] = record["results"]
     assert row["work"] == "linear small" and row["refused"] is row["wrong"] is None and row["seconds"] > 0
     assert main(["bench", "ops", "--platform", "cpu", "--op", "linear"]) == 0
