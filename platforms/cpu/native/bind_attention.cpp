@@ -147,7 +147,9 @@ PyMethodDef* attention_methods() {
     static PyMethodDef methods[] = {
         INFERPLANE_METHOD(write_kv, 7, "write_kv(k [tokens, kv_heads, key_dim], v, k_cache [blocks, kv_heads, block_tokens, key_dim], v_cache, slots, k_scale, v_scale)."),
         INFERPLANE_METHOD(qkv_rope_write, 12, "qkv_rope_write(q, k, v, positions, table, interleaved, out, k_cache, v_cache, slots, k_scale, v_scale): out = q rotated; k rotated, v written."),
-        INFERPLANE_METHOD(attention, 14, "attention(q, k_cache, v_cache, out, table, starts, lengths, scale, window, softcap, sinks, slopes, k_scale, v_scale)."),
+        INFERPLANE_METHOD(attention, 14, "attention(q [tokens, heads, key_dim], k_cache [blocks, kv_heads, block_tokens, key_dim], v_cache or None, out, table [rows, width], "
+                                 "starts [rows + 1], lengths [rows], scale, window, softcap, sinks [heads] or None, slopes [heads] or None, "
+                                 "k_scale and v_scale [blocks, kv_heads, block_tokens, 1] or None)."),
         {nullptr, nullptr, 0, nullptr}};
     return methods;
 }
