@@ -79,11 +79,11 @@ def _moe(spec: Any, x: Array, experts: Array, weights: Array, weight: Experts, b
 
 
 def _expert(spec: Any, x: Array, weight: Experts, expert: int, out: Array) -> None:
-    """out [rows, embed] = the MLP of one expert over x [rows, embed]."""
-    gate, up, hidden = (NATIVE.empty((len(x), spec.mlp.size), x.dtype) for _ in range(3))
+    """out [rows, embed] = the MLP of one expert over x [rows, embed]; between the linears it is rounded to the model's dtype once."""
+    gate, up, hidden = (NATIVE.empty((len(x), spec.mlp.size), np.float32) for _ in range(3))
     NATIVE.linear(x, weight.gate_up[expert], [gate, up], [None, None])
     NATIVE.gated_activation(gate, up, spec.activation, hidden)
-    NATIVE.linear(hidden, weight.down[expert], [out], [None])
+    NATIVE.linear(hidden.astype(x.dtype, copy=False), weight.down[expert], [out], [None])
 
 
 def _rows(x: Array, rows: Array) -> Array:
