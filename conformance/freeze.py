@@ -98,7 +98,7 @@ PROFILES: dict[str, tuple[Part, ...]] = {
         Part(("kv.write.codes",), 60, {**USUAL, "dtype": COMPUTED, "kv": ("int8",)}),
         Part(("kv.blocks.codes",), 30, {**USUAL, "kv": ("int8",)}),
     ),
-    "experts": (Part(("experts.router", "experts.moe"), 120, {"dtype": ("float32",)}),),
+    "experts": (Part(("experts.router", "experts.moe"), 120, {"dtype": ("float32",)}), Part(("graph.experts",))),
     "int8": _quantized(
         "int8", ("int8", "int8.g64.float16", "int8.g128.bfloat16"), ("a8", "a8g32", "a8g128"), ("int8.g64", "int8.a8", "int8.a8g128")),
     "int4": _quantized(

@@ -160,8 +160,8 @@ class _Preparer:
         if (names, layout) not in self.made:
             self.made[names, layout] = self._prepare(choice, use.weight.parts)
             if isinstance(source := self.source, Mapped):
-                for name in names:
-                    source.release(name)
+                for stored in (stored for part in use.weight.parts for stored in part.stored):
+                    source.release(stored.name)
         return self.made[names, layout]
 
     def _prepare(self, choice: Choice, parts: Sequence[Tensor]) -> Any:
@@ -176,12 +176,17 @@ class _Preparer:
 
     def _read(self, choice: Choice, parts: Sequence[Tensor]) -> Any:
         dtype = DTYPES[getattr(choice.spec, "dtype", "float32")]
-        host: list[Any] = [local_tensor(self.source.tensor(part.name), part, self.mesh) for part in parts]
+        host = [local_tensor(self._whole(part), part, self.mesh) for part in parts]
         scheme = getattr(choice.spec, "scheme", None)
         ready = [self._stored(part, tensor.name, dtype, scheme) for part, tensor in zip(host, parts, strict=True)]
         if choice.kernel and choice.kernel.prepare:
             return choice.kernel.prepare(choice.local, ready)
         return tuple(self.platform.put(array) for array in ready)
+
+    def _whole(self, part: Tensor) -> Any:
+        """Put together where the checkpoint keeps it in pieces."""
+        pieces: list[Any] = [self.source.tensor(stored.name) for stored in part.stored]
+        return np.stack(pieces) if part.stacked else pieces[0]
 
     def _stored(self, part: Any, name: str, dtype: Any, scheme: Scheme | None) -> Any:
         """As the kernel takes it: in its dtype, or, of a quantized linear, as codes; biases and embeddings stay floats."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import SpecError
-from ..ops import Attention, Dim, Linear, Quantized, Spec, Tensor
+from ..ops import Attention, Dim, Linear, Moe, Quantized, Router, Spec, Tensor
 
 SHARDED = ("heads", "kv_heads", "mlp", "vocab", "experts")
 
@@ -39,6 +39,8 @@ def local_spec(spec: Any, mesh: Mesh) -> Any:
         return spec
     if isinstance(spec, Attention) and spec.alibi is not None and mesh.ways.get(spec.heads.axis or "", 1) > 1:
         raise SpecError(f"attention: {spec.heads.size} heads have alibi slopes, which are not divided among devices yet; use one device")
+    if isinstance(spec, (Router, Moe)) and any(mesh.ways.get(axis or "", 1) > 1 for axis in ("experts", "mlp")):
+        raise SpecError(f"{spec.op}: {spec.experts.size} experts are not divided among devices yet; use one device")
     changed = {f.name: _local(getattr(spec, f.name), mesh, spec.op) for f in fields(spec)}
     if isinstance(spec, Linear) and mesh.ways.get(spec.input.axis or "", 1) > 1:
         changed["reduce"] = True

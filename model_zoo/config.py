@@ -86,6 +86,19 @@ class Fields:
             raise self.error(key, "must be a list of names", AGAIN)
         return value
 
+    def integers(self, key: str) -> Sequence[int]:
+        value = self.values.get(key)
+        value = [] if value is None else value
+        if not (isinstance(value, list) and all(type(number) is int for number in value)):
+            raise self.error(key, "must be a list of integers", AGAIN)
+        return value
+
+    def need(self, *keys: str) -> None:
+        """Raise for a key that is absent: families with other defaults than ours are asked to say theirs."""
+        for key in keys:
+            if key not in self:
+                raise self.error(key, "must be given", AGAIN)
+
     def refuse(self, key: str, accepted: tuple[Any, ...], remedy: str) -> None:
         """Raise unless `key` is absent or has one of the values that change nothing."""
         if key in self and self.values[key] not in accepted:

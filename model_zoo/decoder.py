@@ -105,6 +105,7 @@ class Decoder(Model):
         self.out = linear(OUT, q_size, (embed,), d.out_bias)
         self.gate_up = linear(GATE_UP, embed, (mlp, mlp), d.mlp_bias)
         self.down = linear(DOWN, mlp, (embed,), d.mlp_bias)
+        self._add_experts(fields, d, precision)
         self.lm_head = Linear(input=embed, outputs=(vocab,), dtype=dtype, out_dtype="float32", scheme=precision.of("lm_head"))
 
         self.weights = WeightTable(
@@ -121,19 +122,20 @@ class Decoder(Model):
     def _layer_weights(self, i: int) -> dict[str, Weight]:
         at = f"model.layers.{i}"
         norms = {name: self.head_norm.weight(f"{at}.self_attn.{name}") for name in ("q_norm", "k_norm")}
-
-        def linear(spec: Linear, modules: str) -> Weight:
-            return spec.weight(*(f"{at}.{module}" for module in modules.split()))
-
         return {
             "attn_norm": self.norm.weight(f"{at}.input_layernorm"),
-            "qkv": linear(self.qkv[i], QKV),
+            "qkv": _fused(self.qkv[i], at, QKV),
             **(norms if self.qk_norm else {}),
-            "out": linear(self.out[i], OUT),
+            "out": _fused(self.out[i], at, OUT),
             "mlp_norm": self.norm.weight(f"{at}.post_attention_layernorm"),
-            "gate_up": linear(self.gate_up[i], GATE_UP),
-            "down": linear(self.down[i], DOWN),
+            **self._mlp_weights(i, at),
         }
+
+    def _add_experts(self, fields: Fields, d: Design, precision: Precision) -> None:
+        """Where a family makes the specs of layers that have more than the plain MLP."""
+
+    def _mlp_weights(self, i: int, at: str) -> dict[str, Weight]:
+        return {"gate_up": _fused(self.gate_up[i], at, GATE_UP), "down": _fused(self.down[i], at, DOWN)}
 
     def embed(self, ops: Any, w: Any, batch: Any) -> Any:
         return ops.embedding(self.embedding, batch.tokens, w.embed)
@@ -141,9 +143,12 @@ class Decoder(Model):
     def layer(self, i: int, ops: Any, x: Any, w: Any, batch: Any, state: Any) -> Any:
         h = self._attend(i, ops, ops.rms_norm(self.norm, x, w.attn_norm), w, batch, state)
         h, x = ops.add_rms_norm(self.add_norm, h, x, w.mlp_norm)
+        return ops.add(self.add, self._mlp(i, ops, h, w, batch), x)
+
+    def _mlp(self, i: int, ops: Any, h: Any, w: Any, batch: Any) -> Any:
+        """h [tokens, embed] -> [tokens, embed]."""
         gate, up = ops.linear(self.gate_up[i], h, w.gate_up, batch)
-        h = ops.linear(self.down[i], ops.gated_activation(self.activation, gate, up), w.down, batch)
-        return ops.add(self.add, h, x)
+        return ops.linear(self.down[i], ops.gated_activation(self.activation, gate, up), w.down, batch)
 
     def _attend(self, i: int, ops: Any, h: Any, w: Any, batch: Any, state: Any) -> Any:
         """h [tokens, embed] -> [tokens, embed]."""
@@ -157,6 +162,18 @@ class Decoder(Model):
 
     def head(self, ops: Any, w: Any, rows: Any, batch: Any) -> Any:
         return ops.linear(self.lm_head, ops.rms_norm(self.norm, rows, w.norm), w.head, batch)
+
+
+def _fused(spec: Linear, at: str, modules: str) -> Weight:
+    return spec.weight(*(f"{at}.{module}" for module in modules.split()))
+
+
+def one_window(config: Fields, window: int | None) -> tuple[int | None, ...]:
+    """The same window in every layer, or none."""
+    layers = config.integer("num_hidden_layers")
+    kind = FULL if window is None else SLIDING
+    config.refuse("layer_types", ([kind] * layers,), f"remove it; all layers of a {config.family} model have the same window")
+    return (window,) * layers
 
 
 def standard(config: Fields, *, head_dim: int | None = None, **special: Any) -> Design:

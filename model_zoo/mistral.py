@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from .config import Fields
-from .decoder import FULL, SLIDING, Decoder, Design, standard
+from .decoder import Decoder, Design, one_window, standard
 
 
 class Mistral(Decoder):
@@ -12,9 +12,6 @@ class Mistral(Decoder):
 
     @staticmethod
     def design(config: Fields) -> Design:
-        layers = config.integer("num_hidden_layers")
         silent = "sliding_window" not in config.values
         window = config.integer("sliding_window", 4096) if silent or "sliding_window" in config else None
-        kind = FULL if window is None else SLIDING
-        config.refuse("layer_types", ([kind] * layers,), "remove it; all layers of a mistral model have the same window")
-        return standard(config, windows=(window,) * layers)
+        return standard(config, windows=one_window(config, window))

@@ -83,10 +83,14 @@ class Moe(Spec):
         return out
 
     def weight(self, gate: str, up: str, down: str) -> Weight:
+        """A name with {} stands for one tensor of the checkpoint per expert, one without for all of them in one."""
         e, m = self.experts, self.mlp
         wide_shape, wide_axes = (e.size, m.size, self.embed), (e.axis, m.axis, "embed")
         return Weight((
-            Tensor(gate, wide_shape, wide_axes),
-            Tensor(up, wide_shape, wide_axes),
-            Tensor(down, (e.size, self.embed, m.size), (e.axis, "embed", m.axis)),
+            Tensor(gate, wide_shape, wide_axes, self._each(gate)),
+            Tensor(up, wide_shape, wide_axes, self._each(up)),
+            Tensor(down, (e.size, self.embed, m.size), (e.axis, "embed", m.axis), self._each(down)),
         ))
+
+    def _each(self, name: str) -> tuple[str, ...]:
+        return tuple(name.format(expert) for expert in range(self.experts.size)) if "{}" in name else ()

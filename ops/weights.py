@@ -7,11 +7,20 @@ from typing import NamedTuple
 
 
 class Tensor(NamedTuple):
-    """One tensor of a checkpoint: its name, global shape, and the logical axis of each dimension."""
+    """What a weight is made of: its name, global shape, and the logical axis of each dimension.
+
+    stacked: the checkpoint's tensors that lie one after the other along the first dimension; empty: it has one, called `name`.
+    """
 
     name: str
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
+    stacked: tuple[str, ...] = ()
+
+    @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """As the checkpoint keeps it."""
+        return tuple(Tensor(name, self.shape[1:], self.axes[1:]) for name in self.stacked) or (self,)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class WeightTable:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every checkpoint tensor that is needed, by name."""
-        return {tensor.name: tensor for weight in self for tensor in weight.parts}
+        return {tensor.name: tensor for weight in self for part in weight.parts for tensor in part.stored}
 
 
 class Scope:

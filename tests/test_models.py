@@ -20,14 +20,17 @@ from inferplane.errors import CheckpointError, ModelError, ModelNotFound
 from inferplane.model_zoo.base import Model
 from inferplane.model_zoo.llama import Llama
 from inferplane.model_zoo.mistral import Mistral
+from inferplane.model_zoo.mixtral import Mixtral
 from inferplane.model_zoo.qwen2 import Qwen2
 from inferplane.model_zoo.qwen3 import Qwen3
+from inferplane.model_zoo.qwen3_moe import Qwen3Moe
 from inferplane.platforms import registry
 from inferplane.platforms.contract import Options, Platform
 from inferplane.platforms.reference import Reference
 
-FAMILIES: dict[str, type[Model]] = {model.model_type: model for model in (Llama, Qwen2, Qwen3, Mistral)}
+FAMILIES: dict[str, type[Model]] = {model.model_type: model for model in (Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3Moe)}
 STEPS = 64
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 MIXED = ["full_attention", "sliding_attention", "sliding_attention"]
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,6 +55,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral-window-7": ("mistral", {"sliding_window": 7, "head_dim": 16}),
     "mistral-window-2": ("mistral", {"sliding_window": 2}),
+    "mixtral": ("mixtral", {}),
+    "mixtral-window-7-one-expert": ("mixtral", {"sliding_window": 7, "num_local_experts": 5, "num_experts_per_tok": 1}),
+    "qwen3-moe": ("qwen3_moe", EXPERTS),
+    "qwen3-moe-renormalized": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True, "tie_word_embeddings": True, "attention_bias": True}),
+    "qwen3-moe-every-second-layer": ("qwen3_moe", {**EXPERTS, "decoder_sparse_step": 2, "head_dim": 16}),
+    "qwen3-moe-dense-layer-sliding": (
+        "qwen3_moe", {**EXPERTS, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 9}),
 }
 ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 500.0},

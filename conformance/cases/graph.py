@@ -1,7 +1,7 @@
 """Whole models, tiny and random: logits near those of float64, greedy tokens equal to them."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,15 +47,31 @@ def config(params: Params) -> dict[str, Any]:
         "num_key_value_heads": kv_heads, "head_dim": int(said.get("dim", 64)), "vocab_size": int(said.get("vocab", 97)),
         "tie_word_embeddings": said.get("tied") == "yes", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": length,
         **({"attention_bias": True, "mlp_bias": True} if bias else {}), **_window(kind, said.get("window", "none")),
+        **_experts(said),
     }
     return made | ({"rope_scaling": ROPES[rope]} if ROPES[rope] else {})
 
 
 def _window(kind: str, window: str) -> dict[str, Any]:
-    """Every layer of a mistral has the window, the second one of a qwen."""
-    if kind == "mistral":
+    """Every layer of a mistral or mixtral has the window, the second one of a qwen."""
+    if kind in ("mistral", "mixtral"):
         return {"sliding_window": None if window == "none" else int(window)}
     return {} if window == "none" else {"use_sliding_window": True, "sliding_window": int(window), "max_window_layers": 1}
+
+
+def _experts(said: Mapping[str, str]) -> dict[str, Any]:
+    """In every layer of a mixtral, in the second one of a qwen3_moe."""
+    if "experts" not in said:
+        return {}
+    return {
+        "num_local_experts": int(said["experts"]), "num_experts_per_tok": int(said["top_k"]), "moe_intermediate_size": 40,
+        "norm_topk_prob": said["renormalize"] == "yes", "decoder_sparse_step": 2,
+    }
+
+
+def _chosen(params: Params) -> bool:
+    """A mixtral always renormalizes."""
+    return params.int("top_k") <= params.int("experts") and (params["model"] != "mixtral" or params.flag("renormalize"))
 
 
 def _together(params: Params) -> bool:
@@ -161,6 +177,10 @@ FAMILIES = [
         "scheme": ("int8.g64", "int8.a8", "int8.a8g128", "int4.g32.float16", "int4.g32.float16.a8g32", "float8_e4m3fn.g128.r128",
                    "float8_e4m3fn.g128.r128.af8g128"),
     }, _quantized, _crossing_ties),
+    Family("graph.experts", 3, {
+        "model": ("mixtral", "qwen3_moe"), "dtype": ("float32",), "experts": ("2", "5", "8"), "top_k": ("1", "2", "4"), "renormalize": YES_NO,
+        "window": ("none", "16"),
+    }, _logits, _chosen),
     _family("graph.greedy", {
         "model": ("llama", "qwen2", "qwen3", "mistral"), "heads": ("4/4", "14/2", "7/1"), "window": WINDOWS[:3],
         "prompt": ("1", "16", "31"),

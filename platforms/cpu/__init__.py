@@ -7,6 +7,7 @@ from ...errors import ConfigError
 from ...ops import Kernel
 from ..contract import CONTRACT, Availability, Capabilities, Options
 from ..families.numpy import HostPlatform, reference_kernels
+from .experts import expert_kernels
 from .kernels import native_kernels
 from .library import NATIVE, missing_reason
 from .quantized import SCHEMES, quantized_kernel
@@ -46,4 +47,4 @@ class Cpu(HostPlatform):
         return NATIVE.measure_limits() if NATIVE is not None else {}
 
     def kernels(self) -> Sequence[Kernel]:
-        return [*native_kernels(), quantized_kernel(), *reference_kernels()]
+        return [*native_kernels(), quantized_kernel(), *expert_kernels(), *reference_kernels()]

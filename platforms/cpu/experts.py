@@ -1,0 +1,92 @@
+"""router and moe in C++: (token, rank) pairs sorted by expert, and the plain linears of each expert over its own."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...ops import DTYPES, Kernel, Support
+from .kernels import COMPUTED
+from .library import NATIVE, layout, missing_reason
+
+Array = np.ndarray[Any, Any]
+
+
+def expert_kernels() -> Sequence[Kernel]:
+    """Both keep a row's bits whatever its neighbours: a linear does, and a token's experts are added by rank."""
+    return [
+        Kernel("router", "native.router", lambda spec: None, _router, batch_invariant=True),
+        Kernel("moe", "native.moe", _supports, _moe, _pack, batch_invariant=True, layout=layout()),
+    ]
+
+
+def _supports(spec: Any) -> Support:
+    if spec.dtype not in COMPUTED:
+        return f"computes in {', '.join(COMPUTED)}, not in {spec.dtype}"
+    return missing_reason()
+
+
+def _router(spec: Any, logits: Array) -> tuple[Array, Array]:
+    """In float32. Gates rise with their logits, so these are sorted; equal ones stay in order."""
+    with np.errstate(over="ignore"):
+        if spec.sigmoid:
+            gates = 1 / (1 + np.exp(-logits))
+        else:
+            gates = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
+            gates /= gates.sum(axis=-1, keepdims=True)
+    experts = np.argsort(-logits, axis=-1, kind="stable")[:, : spec.top_k]
+    weights = np.take_along_axis(gates, experts, axis=-1)
+    return experts.astype(np.int32), weights / weights.sum(axis=-1, keepdims=True) if spec.renormalize else weights
+
+
+class Experts(NamedTuple):
+    """Each expert's weights in panels of 64 outputs: gate and up fused, and down; uint8 [experts, bytes]."""
+
+    gate_up: Array
+    down: Array
+
+
+def _pack(spec: Any, parts: Sequence[Array]) -> Experts:
+    count, embed, mlp = spec.experts.size, spec.embed, spec.mlp.size
+    sizes = [NATIVE.packed_bytes(outputs, inputs, spec.dtype) for outputs, inputs in ((2 * mlp, embed), (embed, mlp))]
+    packed = Experts(*(NATIVE.allocate(count * size).reshape(count, size) for size in sizes))
+    gate, up, down = (np.ascontiguousarray(part) for part in parts)
+    for expert in range(count):
+        NATIVE.pack_part(packed.gate_up[expert], 2 * mlp, 0, gate[expert])
+        NATIVE.pack_part(packed.gate_up[expert], 2 * mlp, mlp, up[expert])
+        NATIVE.pack_part(packed.down[expert], embed, 0, down[expert])
+    return packed
+
+
+def _moe(spec: Any, x: Array, experts: Array, weights: Array, weight: Experts, batch: Any) -> Array:
+    """The rows of one expert lie together in `made` [tokens * top_k, embed] float32, where `place` finds a token's by rank."""
+    flat = experts.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    rows, made = _rows(x, order // spec.top_k), NATIVE.empty((len(flat), spec.embed), np.float32)
+    start = 0
+    for expert, pairs in zip(*np.unique(flat, return_counts=True), strict=True):
+        part = slice(start, start + int(pairs))
+        _expert(spec, rows[part], weight, int(expert), made[part])
+        start = part.stop
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    place = place.reshape(experts.shape)
+    total = weights[:, :1] * made[place[:, 0]]
+    for rank in range(1, spec.top_k):
+        total += weights[:, rank, None] * made[place[:, rank]]
+    return total.astype(DTYPES[spec.dtype], copy=False)
+
+
+def _expert(spec: Any, x: Array, weight: Experts, expert: int, out: Array) -> None:
+    """out [rows, embed] = the MLP of one expert over x [rows, embed]; between the linears it is rounded to the model's dtype once."""
+    gate, up, hidden = (NATIVE.empty((len(x), spec.mlp.size), np.float32) for _ in range(3))
+    NATIVE.linear(x, weight.gate_up[expert], [gate, up], [None, None])
+    NATIVE.gated_activation(gate, up, spec.activation, hidden)
+    NATIVE.linear(hidden.astype(x.dtype, copy=False), weight.down[expert], [out], [None])
+
+
+def _rows(x: Array, rows: Array) -> Array:
+    out = NATIVE.empty((len(rows), x.shape[1]), x.dtype)
+    NATIVE.take_rows(np.ascontiguousarray(x), rows.astype(np.int32), out)
+    return out
