@@ -68,7 +68,7 @@ class Scale(Spec):
 
 @spec
 class Activation(Spec):
-    """`ops.activation(spec, x [...]) -> [...]`: silu, gelu (erf), gelu_tanh or relu."""
+    """`ops.activation(spec, x [...]) -> [...]`: silu, gelu (erf), gelu_tanh, relu or tanh."""
 
     op = "activation"
     tolerance = elementwise(depth=32)
@@ -122,6 +122,7 @@ FORMULAS = {
     "gelu": lambda x: x * 0.5 * _erfc(-x / sqrt(2)),
     "gelu_tanh": lambda x: x * _sigmoid(2 * sqrt(2 / np.pi) * (x + 0.044715 * x**3)),
     "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
 }
 """(1 + erf(u)) is erfc(-u) and (1 + tanh(u)) is 2 sigmoid(2u): without the cancellation far below zero."""
 
