@@ -1,6 +1,7 @@
 """add, multiply, scale, activation, and gated_activation (optional, with a default). One dtype in, the same out."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import erfc, sqrt
 from typing import Any
 
@@ -117,7 +118,7 @@ def _sigmoid(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return 1 / (1 + np.exp(-np.maximum(x, -700)))
 
 
-FORMULAS = {
+FORMULAS: dict[str, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = {
     "silu": lambda x: x * _sigmoid(x),
     "gelu": lambda x: x * 0.5 * _erfc(-x / sqrt(2)),
     "gelu_tanh": lambda x: x * _sigmoid(2 * sqrt(2 / np.pi) * (x + 0.044715 * x**3)),
