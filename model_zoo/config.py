@@ -1,7 +1,7 @@
 """Reading config.json: typed fields with the family's own defaults, and a refusal of whatever we would get wrong."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "partial_rotary_factor": ((1, 1.0), "only rotary embeddings over the whole head are known here"),
     "final_logit_softcapping": ((), "remove the key if the model was trained without it"),
     "attn_logit_softcapping": ((), "remove the key if the model was trained without it"),
+    "use_bidirectional_attention": ((False,), "only causal attention is known here"),
     "is_decoder": ((True, False), "give true or leave it out"),
     "add_cross_attention": ((False,), "only decoders without cross attention are known here"),
     "vision_config": ((), "extract the language model into a checkpoint of its own"),
@@ -42,6 +43,10 @@ class Fields:
 
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None
+
+    def with_defaults(self, **defaults: Any) -> Fields:
+        """With a family's values for the keys that the config does not have; one that is null stays so."""
+        return Fields({**defaults, **self.values}, self.family)
 
     def error(self, key: str, rule: str, remedy: str) -> CheckpointError:
         found = repr(self.values[key]) if key in self.values else "nothing"
@@ -105,13 +110,17 @@ class Fields:
             raise self.error(key, "is not supported", remedy)
 
 
-def read(config: Mapping[str, Any], family: str) -> Fields:
-    """The fields of one family's config. Raises `CheckpointError` for another family, or a feature we would get wrong."""
+def read(config: Mapping[str, Any], family: str, computed: Container[str] = ()) -> Fields:
+    """The fields of one family's config, which computes what the keys `computed` of `NEUTRAL` ask for.
+
+    Raises `CheckpointError` for another family, or a feature we would get wrong.
+    """
     fields = Fields(config, family)
     if config.get("model_type") != family:
         raise fields.error("model_type", f"must be {family!r}", "load it through the model class of its own model_type")
     for key, (accepted, remedy) in NEUTRAL.items():
-        fields.refuse(key, accepted, remedy)
+        if key not in computed:
+            fields.refuse(key, accepted, remedy)
     architectures = fields.names("architectures")
     if architectures and not any(name.endswith("ForCausalLM") for name in architectures):
         raise fields.error("architectures", "must name a ...ForCausalLM", "use a checkpoint with a language model head")

@@ -4,9 +4,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..ops import (
+    DTYPES,
+    Activation,
     Add,
     AddRmsNorm,
     Attention,
@@ -17,6 +19,7 @@ from ..ops import (
     QkvRopeWrite,
     RmsNorm,
     Rope,
+    Scale,
     StateArray,
     StateGroup,
     Weight,
@@ -25,7 +28,7 @@ from ..ops import (
 )
 from .base import UNQUANTIZED, Model, Precision
 from .config import ACTIVATIONS, AGAIN, Fields, read
-from .rotary import rotary
+from .rotary import Rotary, rotary
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 QKV, OUT = "self_attn.q_proj self_attn.k_proj self_attn.v_proj", "self_attn.o_proj"
@@ -35,7 +38,13 @@ GATE_UP, DOWN = "mlp.gate_proj mlp.up_proj", "mlp.down_proj"
 
 @dataclass(frozen=True)
 class Design:
-    """What sets one decoder apart from another: sizes, biases, norms, and each layer's window (None: full attention)."""
+    """What sets one decoder apart from another: sizes, biases, norms, and each layer's window (None: full attention).
+
+    rope: where the rotary embeddings are described; `local_rope` those of layers with a window, where they differ.
+    context_tokens: None means what the rotary scaling was made for.
+    attention_scale: None means head_dim ** -0.5. post_norms: attention and MLP are normed before they are added, too.
+    softcap, logit_softcap: x becomes softcap * tanh(x / softcap), of scores and of logits.
+    """
 
     vocab: int
     embed: int
@@ -47,14 +56,26 @@ class Design:
     activation: str
     tied: bool
     windows: Sequence[int | None]
+    rope: Fields
+    local_rope: Fields | None = None
+    context_tokens: int | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    post_norms: bool = False
+    norm_offset: float = 0.0
+    embed_scale: float | None = None
+    attention_scale: float | None = None
+    softcap: float | None = None
+    logit_softcap: float | None = None
 
 
 class Decoder(Model):
     """The graph and the weight table of a `Design`. A family says how its config.json reads."""
+
+    computed: ClassVar[frozenset[str]] = frozenset()
+    """Keys that `read` refuses to others."""
 
     @staticmethod
     @abstractmethod
@@ -65,33 +86,39 @@ class Decoder(Model):
         self, config: Mapping[str, Any], *, dtype: str, block_tokens: int, max_model_len: int | None = None,
         precision: Precision = UNQUANTIZED,
     ) -> None:
-        fields = read(config, self.model_type)
+        fields = read(config, self.model_type, self.computed)
         if precision is UNQUANTIZED:
             fields.refuse("quantization_config", (), "give the model the precision of its checkpoint, or use the unquantized one")
         d = self.design(fields)
         if d.heads % d.kv_heads:
             raise fields.error("num_key_value_heads", f"must divide {d.heads} heads", AGAIN)
-        turn = rotary(fields, d.head_dim, fields.integer("max_position_embeddings", 2048), max_model_len)
-        self.vocab_size, self.num_layers, self.context_tokens = d.vocab, len(d.windows), turn.context_tokens
-        self.dtype, self.head_dim, self.qk_norm = dtype, d.head_dim, d.qk_norm
+        turn = _rotary(d, d.rope, max_model_len)
+        self.vocab_size, self.num_layers, self.context_tokens = d.vocab, len(d.windows), d.context_tokens or turn.context_tokens
+        self.dtype, self.head_dim, self.qk_norm, self.post_norms = dtype, d.head_dim, d.qk_norm, d.post_norms
 
         vocab, embed, mlp = Dim(d.vocab, "vocab"), Dim(d.embed, "embed"), Dim(d.mlp, "mlp")
         heads, kv_heads = Dim(d.heads, "heads"), Dim(d.kv_heads, "kv_heads")
         q_size, kv_size = Dim(d.heads * d.head_dim, "heads"), Dim(d.kv_heads * d.head_dim, "kv_heads")
 
         self.embedding = Embedding(vocab=vocab, size=d.embed, dtype=dtype)
-        self.norm = RmsNorm(size=d.embed, epsilon=d.epsilon, dtype=dtype)
+        self.embed_scale = None if d.embed_scale is None else Scale(factor=float(DTYPES[dtype].type(d.embed_scale)), dtype=dtype)
+        self.norm = RmsNorm(size=d.embed, epsilon=d.epsilon, dtype=dtype, offset=d.norm_offset)
         self.add_norm = AddRmsNorm(norm=self.norm)
         self.add = Add(dtype=dtype)
-        self.head_norm = RmsNorm(size=d.head_dim, epsilon=d.epsilon, dtype=dtype)
-        self.rope_write = QkvRopeWrite(
-            query=Rope(heads=heads, head_dim=d.head_dim, frequencies=turn.frequencies, dtype=dtype, scale=turn.factor),
-            key=Rope(heads=kv_heads, head_dim=d.head_dim, frequencies=turn.frequencies, dtype=dtype, scale=turn.factor),
-            write=WriteKV(kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim, dtype=dtype, kv_dtype=precision.kv_dtype),
-        )
+        self.head_norm = RmsNorm(size=d.head_dim, epsilon=d.epsilon, dtype=dtype, offset=d.norm_offset)
+        write = WriteKV(kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim, dtype=dtype, kv_dtype=precision.kv_dtype)
+
+        def rope_write(turn: Rotary) -> QkvRopeWrite:
+            query, key = (Rope(heads=of, head_dim=d.head_dim, frequencies=turn.frequencies, dtype=dtype, scale=turn.factor)
+                          for of in (heads, kv_heads))
+            return QkvRopeWrite(query=query, key=key, write=write)
+
+        everywhere = rope_write(turn)
+        local = everywhere if d.local_rope is None else rope_write(_rotary(d, d.local_rope, max_model_len))
+        self.rope_write = tuple(everywhere if window is None else local for window in d.windows)
         by_window = {window: Attention(
             heads=heads, kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim,
-            scale=d.head_dim**-0.5, dtype=dtype, window=window, kv_dtype=precision.kv_dtype,
+            scale=d.attention_scale or d.head_dim**-0.5, dtype=dtype, window=window, softcap=d.softcap, kv_dtype=precision.kv_dtype,
         ) for window in set(d.windows)}
         self.attention = tuple(by_window[window] for window in d.windows)
         self.activation = GatedActivation(kind=d.activation, dtype=dtype)
@@ -107,6 +134,7 @@ class Decoder(Model):
         self.down = linear(DOWN, mlp, (embed,), d.mlp_bias)
         self._add_experts(fields, d, precision)
         self.lm_head = Linear(input=embed, outputs=(vocab,), dtype=dtype, out_dtype="float32", scheme=precision.of("lm_head"))
+        self.capping = None if d.logit_softcap is None else _capping(d.logit_softcap)
 
         self.weights = WeightTable(
             top={
@@ -117,7 +145,7 @@ class Decoder(Model):
             layers=[self._layer_weights(i) for i in range(self.num_layers)],
             ignored=(".rotary_emb.inv_freq", *(("lm_head.weight",) if d.tied else ())),
         )
-        self.states = _groups(d, self.rope_write.write.arrays, block_tokens)
+        self.states = _groups(d, write.arrays, block_tokens)
 
     def _layer_weights(self, i: int) -> dict[str, Weight]:
         at = f"model.layers.{i}"
@@ -127,9 +155,16 @@ class Decoder(Model):
             "qkv": _fused(self.qkv[i], at, QKV),
             **(norms if self.qk_norm else {}),
             "out": _fused(self.out[i], at, OUT),
-            "mlp_norm": self.norm.weight(f"{at}.post_attention_layernorm"),
+            **self._norms_between(at),
             **self._mlp_weights(i, at),
         }
+
+    def _norms_between(self, at: str) -> dict[str, Weight]:
+        """The norms after attention; its checkpoint name means the one before the MLP where that is the only one."""
+        after, before_mlp, after_mlp = (
+            self.norm.weight(f"{at}.{name}_layernorm") for name in ("post_attention", "pre_feedforward", "post_feedforward")
+        )
+        return {"attn_post_norm": after, "mlp_norm": before_mlp, "mlp_post_norm": after_mlp} if self.post_norms else {"mlp_norm": after}
 
     def _add_experts(self, fields: Fields, d: Design, precision: Precision) -> None:
         """Where a family makes the specs of layers that have more than the plain MLP."""
@@ -138,12 +173,18 @@ class Decoder(Model):
         return {"gate_up": _fused(self.gate_up[i], at, GATE_UP), "down": _fused(self.down[i], at, DOWN)}
 
     def embed(self, ops: Any, w: Any, batch: Any) -> Any:
-        return ops.embedding(self.embedding, batch.tokens, w.embed)
+        x = ops.embedding(self.embedding, batch.tokens, w.embed)
+        return x if self.embed_scale is None else ops.scale(self.embed_scale, x)
 
     def layer(self, i: int, ops: Any, x: Any, w: Any, batch: Any, state: Any) -> Any:
         h = self._attend(i, ops, ops.rms_norm(self.norm, x, w.attn_norm), w, batch, state)
+        if self.post_norms:
+            h = ops.rms_norm(self.norm, h, w.attn_post_norm)
         h, x = ops.add_rms_norm(self.add_norm, h, x, w.mlp_norm)
-        return ops.add(self.add, self._mlp(i, ops, h, w, batch), x)
+        h = self._mlp(i, ops, h, w, batch)
+        if self.post_norms:
+            h = ops.rms_norm(self.norm, h, w.mlp_post_norm)
+        return ops.add(self.add, h, x)
 
     def _mlp(self, i: int, ops: Any, h: Any, w: Any, batch: Any) -> Any:
         """h [tokens, embed] -> [tokens, embed]."""
@@ -156,12 +197,16 @@ class Decoder(Model):
         q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in ops.linear(self.qkv[i], h, w.qkv, batch))
         if self.qk_norm:
             q, k = ops.rms_norm(self.head_norm, q, w.q_norm), ops.rms_norm(self.head_norm, k, w.k_norm)
-        q = ops.qkv_rope_write(self.rope_write, q, k, v, state, batch)
+        q = ops.qkv_rope_write(self.rope_write[i], q, k, v, state, batch)
         mixed = ops.attention(self.attention[i], q, state, batch)
         return ops.linear(self.out[i], mixed.reshape(tokens, -1), w.out, batch)
 
     def head(self, ops: Any, w: Any, rows: Any, batch: Any) -> Any:
-        return ops.linear(self.lm_head, ops.rms_norm(self.norm, rows, w.norm), w.head, batch)
+        logits = ops.linear(self.lm_head, ops.rms_norm(self.norm, rows, w.norm), w.head, batch)
+        if self.capping is None:
+            return logits
+        down, tanh, up = self.capping
+        return ops.scale(up, ops.activation(tanh, ops.scale(down, logits)))
 
 
 def _fused(spec: Linear, at: str, modules: str) -> Weight:
@@ -182,12 +227,13 @@ def standard(config: Fields, *, head_dim: int | None = None, **special: Any) -> 
     if head_dim is None and "head_dim" not in config and embed % heads:
         raise config.error("num_attention_heads", f"must divide a hidden_size of {embed} without head_dim", "add head_dim")
     windows = special.pop("windows", (None,) * config.integer("num_hidden_layers"))
+    activation = special.pop("activation", None) or config.choice("hidden_act", ACTIVATIONS, "silu")
     return Design(
         vocab=config.integer("vocab_size"), embed=embed, mlp=config.integer("intermediate_size"),
         heads=heads, kv_heads=config.integer("num_key_value_heads", heads),
         head_dim=config.integer("head_dim", head_dim or embed // heads),
-        epsilon=config.real("rms_norm_eps", 1e-6), activation=config.choice("hidden_act", ACTIVATIONS, "silu"),
-        tied=config.flag("tie_word_embeddings"), windows=windows, **special,
+        epsilon=config.real("rms_norm_eps", 1e-6), activation=activation,
+        tied=config.flag("tie_word_embeddings"), windows=windows, **{"rope": config, **special},
     )
 
 
@@ -196,12 +242,28 @@ def qwen_windows(config: Fields) -> tuple[int | None, ...]:
     layers = config.integer("num_hidden_layers")
     window = config.integer("sliding_window", 4096) if config.flag("use_sliding_window") else None
     first = config.integer("max_window_layers", 28, least=0)
-    kinds = config.names("layer_types") or [SLIDING if window and i >= first else FULL for i in range(layers)]
-    if len(kinds) != layers or set(kinds) - {FULL, SLIDING}:
-        raise config.error("layer_types", f"must name {FULL} or {SLIDING} for each of {layers} layers", AGAIN)
+    kinds = layer_kinds(config, [SLIDING if window and i >= first else FULL for i in range(layers)])
     if SLIDING in kinds and window is None:
         raise config.error("layer_types", "names sliding layers while use_sliding_window is off", "make the two agree")
     return tuple(window if kind == SLIDING else None for kind in kinds)
+
+
+def layer_kinds(config: Fields, silent: Sequence[str]) -> Sequence[str]:
+    """`FULL` or `SLIDING` for each layer, by `layer_types`; `silent` where the config has none."""
+    kinds = config.names("layer_types") or silent
+    if len(kinds) != len(silent) or set(kinds) - {FULL, SLIDING}:
+        raise config.error("layer_types", f"must name {FULL} or {SLIDING} for each of {len(silent)} layers", AGAIN)
+    return kinds
+
+
+def _rotary(d: Design, rope: Fields, max_model_len: int | None) -> Rotary:
+    return rotary(rope, d.head_dim, rope.integer("max_position_embeddings", 2048), max_model_len)
+
+
+def _capping(softcap: float) -> tuple[Scale, Activation, Scale]:
+    """softcap * tanh(logits / softcap), in float32 as logits are."""
+    down, up = (Scale(factor=factor, dtype="float32") for factor in (1 / softcap, softcap))
+    return down, Activation(kind="tanh", dtype="float32"), up
 
 
 def _groups(d: Design, arrays: Mapping[str, StateArray], block_tokens: int) -> tuple[StateGroup, ...]:

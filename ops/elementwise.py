@@ -1,6 +1,7 @@
 """add, multiply, scale, activation, and gated_activation (optional, with a default). One dtype in, the same out."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import erfc, sqrt
 from typing import Any
 
@@ -68,7 +69,7 @@ class Scale(Spec):
 
 @spec
 class Activation(Spec):
-    """`ops.activation(spec, x [...]) -> [...]`: silu, gelu (erf), gelu_tanh or relu."""
+    """`ops.activation(spec, x [...]) -> [...]`: silu, gelu (erf), gelu_tanh, relu or tanh."""
 
     op = "activation"
     tolerance = elementwise(depth=32)
@@ -117,11 +118,12 @@ def _sigmoid(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return 1 / (1 + np.exp(-np.maximum(x, -700)))
 
 
-FORMULAS = {
+FORMULAS: dict[str, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = {
     "silu": lambda x: x * _sigmoid(x),
     "gelu": lambda x: x * 0.5 * _erfc(-x / sqrt(2)),
     "gelu_tanh": lambda x: x * _sigmoid(2 * sqrt(2 / np.pi) * (x + 0.044715 * x**3)),
     "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
 }
 """(1 + erf(u)) is erfc(-u) and (1 + tanh(u)) is 2 sigmoid(2u): without the cancellation far below zero."""
 

@@ -16,7 +16,7 @@ def build(family: str, *, seed: int = 0, **config: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if family == "qwen3":
+    if family in ("qwen3", "gemma2", "gemma3_text"):
         config = {"head_dim": 8, **config}
     torch.manual_seed(seed)
     made = AutoConfig.for_model(family, **(SMALL | config))

@@ -499,6 +499,8 @@ def exact_activation(kind, x):
 
     if kind == "relu":
         return np.maximum(x, 0)
+    if kind == "tanh":
+        return np.tanh(x)
     if kind == "gelu":
         return x * 0.5 * np.vectorize(erfc, otypes=[float])(-x / np.sqrt(2))
     exponent = x if kind == "silu" else 2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
@@ -506,7 +508,7 @@ def exact_activation(kind, x):
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "tanh"])
 def test_activations_are_within_their_bound(path, dtype, kind, gated):
     x = np.concatenate([numbers(1, 1000, dtype, 3.0), np.linspace(-12, 12, 1003).astype(dtype), np.array([0.0, -0.0, 60, 200], dtype)])
     up = numbers(2, x.shape, dtype)
@@ -517,7 +519,7 @@ def test_activations_are_within_their_bound(path, dtype, kind, gated):
     assert_within(out.check(), expected, 32 + 4 * 64, np.abs(expected) + 2.0**-118)
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "tanh"])
 def test_activations_are_near_float32_exact_where_models_use_them(path, kind):
     x = np.linspace(-5, 5, 20001).astype(np.float32)
     out = np.empty_like(x)
@@ -525,7 +527,7 @@ def test_activations_are_near_float32_exact_where_models_use_them(path, kind):
     assert_within(out, exact_activation(kind, x.astype(np.float64)), 32)
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "tanh"])
 def test_activations_keep_nan(path, dtype, kind):
     x = np.full(40, np.nan, dtype)
     out = np.zeros_like(x)

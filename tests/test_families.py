@@ -22,7 +22,8 @@ from inferplane.core.request import Request, SamplingParams
 from inferplane.core.runner import Runner, pack
 from inferplane.core.scheduler.plan import RowPlan, StepPlan
 from inferplane.errors import CapacityError
-from inferplane.model_zoo.base import UNQUANTIZED
+from inferplane.model_zoo.base import UNQUANTIZED, Model
+from inferplane.model_zoo.gemma2 import Gemma2
 from inferplane.model_zoo.llama import Llama
 from inferplane.model_zoo.mistral import Mistral
 from inferplane.ops import (
@@ -852,7 +853,14 @@ CONFIG = {
     "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0, "tie_word_embeddings": False, "hidden_act": "silu",
 }
-MODELS = {"llama": (Llama, CONFIG), "mistral": (Mistral, CONFIG | {"model_type": "mistral", "sliding_window": 6})}
+MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
+    "llama": (Llama, CONFIG),
+    "mistral": (Mistral, CONFIG | {"model_type": "mistral", "sliding_window": 6}),
+    "gemma2": (Gemma2, CONFIG | {
+        "model_type": "gemma2", "layer_types": ["sliding_attention"] * 2, "sliding_window": 6, "head_dim": 4,
+        "attn_logit_softcapping": 2.0, "final_logit_softcapping": 9.0,
+    }),
+}
 
 
 class RandomSource:

@@ -18,6 +18,8 @@ from inferplane.core.score import logits
 from inferplane.core.trace import trace
 from inferplane.errors import CheckpointError, ModelError, ModelNotFound
 from inferplane.model_zoo.base import Model
+from inferplane.model_zoo.gemma2 import Gemma2
+from inferplane.model_zoo.gemma3_text import Gemma3Text
 from inferplane.model_zoo.llama import Llama
 from inferplane.model_zoo.mistral import Mistral
 from inferplane.model_zoo.mixtral import Mixtral
@@ -28,7 +30,8 @@ from inferplane.platforms import registry
 from inferplane.platforms.contract import Options, Platform
 from inferplane.platforms.reference import Reference
 
-FAMILIES: dict[str, type[Model]] = {model.model_type: model for model in (Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3Moe)}
+ZOO = (Gemma2, Gemma3Text, Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3Moe)
+FAMILIES: dict[str, type[Model]] = {model.model_type: model for model in ZOO}
 STEPS = 64
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 MIXED = ["full_attention", "sliding_attention", "sliding_attention"]
@@ -62,6 +65,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe-every-second-layer": ("qwen3_moe", {**EXPERTS, "decoder_sparse_step": 2, "head_dim": 16}),
     "qwen3-moe-dense-layer-sliding": (
         "qwen3_moe", {**EXPERTS, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 9}),
+    "gemma2": ("gemma2", {}),
+    "gemma2-low-caps": (
+        "gemma2",
+        {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 6.0, "query_pre_attn_scalar": 12, "sliding_window": 7},
+    ),
+    "gemma2-without-caps": (
+        "gemma2",
+        {
+            "attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True,
+            "tie_word_embeddings": False, "layer_types": MIXED, "sliding_window": 11,
+        },
+    ),
+    "gemma3_text": ("gemma3_text", {"num_hidden_layers": 7, "sliding_window": 9}),
+    "gemma3_text-ropes": (
+        "gemma3_text",
+        {
+            "layer_types": MIXED, "sliding_window": 11, "final_logit_softcapping": 8.0, "hidden_activation": "silu",
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
 }
 ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 500.0},
@@ -189,7 +215,7 @@ def test_frequencies_and_factor_are_those_of_transformers_in_either_form(rope: d
     kind = theirs.rope_parameters["rope_type"]
     default = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding.compute_default_rope_parameters
     frequencies, factor = (default if kind == "default" else ROPE_INIT_FUNCTIONS[kind])(theirs)
-    ours = Llama(config, dtype="float32", block_tokens=16).rope_write.query
+    ours = Llama(config, dtype="float32", block_tokens=16).rope_write[0].query
     np.testing.assert_allclose(ours.frequencies, frequencies.numpy(), rtol=3e-7)
     assert ours.scale == pytest.approx(factor, rel=1e-12)
 
@@ -239,6 +265,49 @@ def test_a_config_in_the_old_form_is_read_like_one_in_the_new(checkpoints: Modul
     config["torch_dtype"] = config.pop("dtype")
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert worst(logits(loaded(tmp_path), prompt()), expected_logits(model, prompt())) < 1e-4
+
+
+def test_a_gemma_3_of_before_transformers_5_has_two_bases_and_its_scaling_in_full_layers_only(
+    checkpoints: ModuleType, tmp_path: Path
+) -> None:
+    ropes = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}
+    model = checkpoints.write(tmp_path, "gemma3_text", sliding_window=9, num_hidden_layers=4, rope_parameters=ropes,
+                              layer_types=["sliding_attention", "full_attention"] * 2)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("rope_parameters", "layer_types"):
+        del config[key]
+    config |= {"rope_theta": 5000.0, "rope_local_base_freq": 100.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+               "sliding_window_pattern": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = loaded(tmp_path)
+    assert ours.model.context_tokens == 256
+    assert worst(logits(ours, prompt()), expected_logits(model, prompt())) < 1e-4
+
+
+def test_what_a_gemma_leaves_out_means_what_it_means_to_transformers(checkpoints: ModuleType, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for family, kind in (("gemma2", "Gemma2Config"), ("gemma3_text", "Gemma3TextConfig")):
+        said = {key: value for key, value in _config(family).items() if key not in (
+            "architectures", "num_attention_heads", "num_key_value_heads", "max_position_embeddings")}
+        theirs = getattr(transformers, kind)(**{key: value for key, value in said.items() if key != "model_type"})
+        ours: Any = FAMILIES[family](said, dtype="float32", block_tokens=16)
+        first = ours.attention[0]
+        assert (first.heads.size, first.kv_heads.size, first.key_dim) == (
+            theirs.num_attention_heads, theirs.num_key_value_heads, theirs.head_dim)
+        assert first.scale == theirs.query_pre_attn_scalar**-0.5
+        assert first.softcap == (theirs.attn_logit_softcapping if family == "gemma2" else None)
+        assert [spec.window for spec in ours.attention] == [
+            theirs.sliding_window if name == "sliding_attention" else None for name in theirs.layer_types]
+        assert ours.context_tokens == theirs.max_position_embeddings
+        assert ours.weights.top["head"].tensors[0].name == "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("float32", 55.42562484741211), ("bfloat16", 55.5)], ids=["float32", "bfloat16"])
+def test_embeddings_of_a_gemma_are_scaled_by_a_factor_that_is_rounded_to_the_dtype(dtype: str, factor: float) -> None:
+    model = Gemma2(_config("gemma2", hidden_size=3072), dtype=dtype, block_tokens=16)
+    assert model.embed_scale is not None
+    assert model.embed_scale.factor == factor
 
 
 def _config(family: str, **changes: Any) -> dict[str, Any]:
@@ -297,6 +366,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "sliding-without-window": ("qwen2", {"layer_types": MIXED}, "use_sliding_window"),
     "window-0": ("mistral", {"sliding_window": 0}, "sliding_window.*at least 1"),
     "mistral-mixed": ("mistral", {"layer_types": MIXED}, "layer_types"),
+    "gemma-3-flat-ropes": ("gemma3_text", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_parameters.*by itself"),
+    "gemma-3-capped-scores": ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping.*50"),
+    "gemma-3-sees-ahead": ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention.*causal"),
+    "gemma-2-without-window": ("gemma2", {"sliding_window": None}, "sliding_window.*at least 1"),
+    "caps-in-llama": ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping.*30"),
     "other-family": ("llama", {"model_type": "qwen2"}, "model_type.*llama"),
     "classifier": ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
     "heads": ("llama", {"num_attention_heads": 5}, "num_attention_heads.*head_dim"),
@@ -337,7 +411,7 @@ def test_a_model_from_another_package_needs_only_an_entry_point(tmp_path: Path, 
 
 
 def test_an_unknown_model_type_is_told_with_the_nearest_and_the_known() -> None:
-    with pytest.raises(ModelNotFound, match=r"'lama'.*Did you mean 'llama'\? Known: llama, mistral, qwen2, qwen3"):
+    with pytest.raises(ModelNotFound, match=r"'lama'.*Did you mean 'llama'\? Known: gemma2, gemma3_text, llama, mistral, qwen2, qwen3"):
         model_class("lama")
 
 

@@ -230,6 +230,7 @@ def test_a_linears_weight_names_its_tensors_then_its_biases() -> None:
     [
         ("silu", lambda x: x / (1 + exp(-x))), ("gelu", lambda x: x / 2 * (1 + erf(x / sqrt(2)))),
         ("gelu_tanh", lambda x: x / 2 * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x**3)))), ("relu", lambda x: max(x, 0.0)),
+        ("tanh", tanh),
     ],
 )
 def test_an_activation_is_its_formula(kind: Any, formula: Callable[[float], float]) -> None:

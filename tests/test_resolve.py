@@ -312,7 +312,7 @@ def test_two_devices_get_half_of_every_sharded_axis() -> None:
     assert [dim.size for dim in local[model.gate_up[0]].outputs] == [24, 24]
     assert local[model.down[0]].input == Dim(24, "mlp")
     assert local[model.lm_head].outputs == (Dim(48, "vocab"),)
-    embedding, fused = local[model.embedding], local[model.rope_write]
+    embedding, fused = local[model.embedding], local[model.rope_write[0]]
     assert isinstance(embedding, Embedding) and embedding.vocab == Dim(48, "vocab")
     assert isinstance(fused, QkvRopeWrite)
     assert (fused.query.heads.size, fused.key.heads.size, fused.write.kv_heads.size) == (2, 1, 1)

@@ -11,7 +11,7 @@ from .make import DTYPE, judged, values
 SHAPES = ("0x5", "1x1", "1x7", "3x16", "2x33", "5x64", "1x257", "17x130", "2x3x8")
 CHARACTERS = ("normal", "small", "large", "special")
 FINITE = ("normal", "small", "large", "extreme")
-KINDS = ("silu", "gelu", "gelu_tanh", "relu")
+KINDS = ("silu", "gelu", "gelu_tanh", "relu", "tanh")
 AXES = {"dtype": DTYPE, "shape": SHAPES, "values": CHARACTERS}
 
 

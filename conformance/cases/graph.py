@@ -25,6 +25,11 @@ LENGTH = 128
 ARCHITECTURES = ("llama", "llama-bias", "qwen2", "qwen3", "mistral")
 HEADS = ("4/4", "4/2", "7/1", "14/2", "3/3")
 WINDOWS = ("none", "5", "16", "33")
+GEMMA: dict[str, dict[str, Any]] = {
+    "gemma2": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 9.0},
+    "gemma3_text": {"sliding_window_pattern": 2, "rope_local_base_freq": 300.0},
+}
+"""Their first layer slides. Embeddings are scaled by the root of 64, which no dtype rounds."""
 ORIGINAL = "original_max_position_embeddings"
 ROPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -49,11 +54,15 @@ def config(params: Params) -> dict[str, Any]:
         **({"attention_bias": True, "mlp_bias": True} if bias else {}), **_window(kind, said.get("window", "none")),
         **_experts(said),
     }
+    if kind in GEMMA:
+        made |= {"hidden_size": 64, "query_pre_attn_scalar": 48, **GEMMA[kind]}
     return made | ({"rope_scaling": ROPES[rope]} if ROPES[rope] else {})
 
 
 def _window(kind: str, window: str) -> dict[str, Any]:
-    """Every layer of a mistral or mixtral has the window, the second one of a qwen."""
+    """Every layer of a mistral or mixtral has the window, the second one of a qwen, the first one of a gemma."""
+    if kind in GEMMA:
+        return {"sliding_window": int(window)}
     if kind in ("mistral", "mixtral"):
         return {"sliding_window": None if window == "none" else int(window)}
     return {} if window == "none" else {"use_sliding_window": True, "sliding_window": int(window), "max_window_layers": 1}
@@ -172,6 +181,9 @@ FAMILIES = [
         "vocab": ("97", "128", "130", "257"), "tied": YES_NO,
     }, _logits),
     _family("graph.rope", {"model": ("llama", "qwen3", "mistral"), "dtype": DTYPE, "rope": tuple(ROPES), "dim": ("64", "80")}, _logits),
+    Family("graph.gemma", 3, {
+        "model": tuple(GEMMA), "dtype": DTYPE, "heads": ("4/2", "7/1"), "dim": ("32", "80"), "window": ("5", "33"), "tied": YES_NO,
+    }, _logits),
     Family("graph.quantized", 3, {
         "model": ("llama", "qwen2", "qwen3"), "dtype": DTYPE, "heads": ("4/2", "14/2"),
         "scheme": ("int8.g64", "int8.a8", "int8.a8g128", "int4.g32.float16", "int4.g32.float16.a8g32", "float8_e4m3fn.g128.r128",

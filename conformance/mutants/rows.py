@@ -209,6 +209,12 @@ def _relu_of_nan(spec: Any, x: Array) -> Array:
     return np.where(x > 0, x, 0).astype(x.dtype) if spec.kind == "relu" else activate(spec, x)
 
 
+def _tanh_by_exponentials(spec: Any, x: Array) -> Array:
+    """(e^2x - 1) / (e^2x + 1): cancels near 0, inf / inf for large x."""
+    power = np.exp(2 * single(x))
+    return ((power - 1) / (power + 1)).astype(x.dtype) if spec.kind == "tanh" else activate(spec, x)
+
+
 def _dropped_tail(spec: Any, a: Array, b: Array) -> Array:
     out = (single(a) + single(b)).astype(a.dtype)
     out.reshape(-1)[out.size // 8 * 8 :] = a.reshape(-1)[out.size // 8 * 8 :]
@@ -244,6 +250,7 @@ ELEMENTWISE = [
     kernel("quick_gelu", "activation", OURS, quiet(_quick_gelu)),
     kernel("silu_overflows", "activation", OURS, quiet(_unsafe_silu)),
     kernel("relu_of_nan_is_zero", "activation", OURS, quiet(_relu_of_nan)),
+    kernel("tanh_by_exponentials", "activation", OURS, quiet(_tanh_by_exponentials)),
     kernel("up_activated_instead_of_gate", "gated_activation", OURS,
            quiet(lambda spec, gate, up: (activate(spec, up) * gate).astype(gate.dtype))),
     kernel("tanh_for_erf", "gated_activation", OURS,

@@ -206,8 +206,8 @@ template <class T> void check_elements(int64_t count) {
     Numbers numbers;
     std::vector<T> a = numbers.fill<T>(count), b = numbers.fill<T>(count);
     for (int64_t i = 0; i < count; i += 3) a[i] = from_float<T>(to_float(a[i]) * 20);
-    const Activation kinds[] = {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu};
-    for (int kind = 0; kind < 4; ++kind) {
+    const Activation kinds[] = {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu, Activation::tanh};
+    for (int kind = 0; kind < 5; ++kind) {
         for (const T* up : {static_cast<const T*>(nullptr), static_cast<const T*>(b.data())}) {
             compare<T>(title<T>("activation", {kind, count}), count, 1e-5,
                        [&](T* out) { activation({a.data(), up, out, count, kinds[kind], dtype_of<T>()}); });

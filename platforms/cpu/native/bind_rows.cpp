@@ -82,7 +82,8 @@ Activation named_activation(const std::string& name) {
     if (name == "gelu") return Activation::gelu;
     if (name == "gelu_tanh") return Activation::gelu_tanh;
     if (name == "relu") return Activation::relu;
-    throw Invalid("activation '" + name + "' is unknown; known: silu, gelu, gelu_tanh, relu");
+    if (name == "tanh") return Activation::tanh;
+    throw Invalid("activation '" + name + "' is unknown; known: silu, gelu, gelu_tanh, relu, tanh");
 }
 
 PyObject* activate(const Array& gate, const Array* up, const std::string& kind, const Array& out) {
@@ -251,7 +252,7 @@ PyMethodDef* row_methods() {
         INFERPLANE_METHOD(add_rms_norm, 7, "add_rms_norm(x, residual, weight, epsilon, offset, out, sum): sum = x + residual, out = rms_norm(sum)."),
         INFERPLANE_METHOD(layer_norm, 5, "layer_norm(x [..., size], weight, bias or None, epsilon, out)."),
         INFERPLANE_METHOD(rope, 5, "rope(x [tokens, heads, head_dim], positions, table [positions, cos | sin], interleaved, out)."),
-        INFERPLANE_METHOD(activation, 3, "activation(x, kind, out): silu, gelu, gelu_tanh or relu."),
+        INFERPLANE_METHOD(activation, 3, "activation(x, kind, out): silu, gelu, gelu_tanh, relu or tanh."),
         INFERPLANE_METHOD(gated_activation, 4, "gated_activation(gate, up, kind, out): activation(gate) * up."),
         INFERPLANE_METHOD(add, 3, "add(a, b, out)."),
         INFERPLANE_METHOD(multiply, 3, "multiply(a, b, out)."),

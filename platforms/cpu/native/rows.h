@@ -5,7 +5,7 @@
 
 namespace inferplane {
 
-enum class Activation { silu, gelu, gelu_tanh, relu };
+enum class Activation { silu, gelu, gelu_tanh, relu, tanh };
 enum class Arithmetic { add, multiply };
 
 // out = x / sqrt(mean(x^2) + epsilon) * (weight + offset), over each of `rows` rows of `size`. With a

@@ -115,6 +115,7 @@ template <class Isa, Activation kind> INFERPLANE_INLINE Floats<Isa> activate(Flo
         return sigmoid_times(x, x * multiply_add(x * x, fill<Isa>(0.0713548163f), fill<Isa>(1.59576912f)));
     }
     if constexpr (kind == Activation::relu) return where_less(x, fill<Isa>(0.0f), fill<Isa>(0.0f), x);
+    if constexpr (kind == Activation::tanh) return tanh(x);
 }
 
 template <class Isa, class T, Activation kind> void activation_range(const ActivationJob& job, int64_t first, int64_t last) {
@@ -133,6 +134,7 @@ template <class Isa, class T> void activation_any(const ActivationJob& job, int6
         case Activation::gelu: return activation_range<Isa, T, Activation::gelu>(job, first, last);
         case Activation::gelu_tanh: return activation_range<Isa, T, Activation::gelu_tanh>(job, first, last);
         case Activation::relu: return activation_range<Isa, T, Activation::relu>(job, first, last);
+        case Activation::tanh: return activation_range<Isa, T, Activation::tanh>(job, first, last);
     }
 }
 

@@ -117,7 +117,7 @@ template <class T> bool rows_agree(const Path& path) {
     const int64_t rows = 3, size = 45;
     const std::vector<T> x = numbers.fill<T>(rows * size), weight = numbers.fill<T>(size);
     bool same = true;
-    for (const Activation kind : {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu}) {
+    for (const Activation kind : {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu, Activation::tanh}) {
         std::vector<T> norms[2], means[2], active[2];
         for (int side = 0; side < 2; ++side) {
             const UsePath use(side ? path : portable_path());

@@ -80,6 +80,7 @@ FORMULAS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: 0.5 * x * jax.lax.erfc(x * -sqrt(0.5)),
     "gelu_tanh": _gelu_tanh,
     "relu": lambda x: jnp.maximum(x, 0),
+    "tanh": jnp.tanh,
 }
 
 

@@ -43,6 +43,7 @@ FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": lambda x: 0.5 * x * torch.erfc(x * -sqrt(0.5)),
     "gelu_tanh": _gelu_tanh,
     "relu": torch.relu,
+    "tanh": torch.tanh,
 }
 
 
