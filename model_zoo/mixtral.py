@@ -13,7 +13,9 @@ class Mixtral(MoeDecoder):
 
     @staticmethod
     def design(config: Fields) -> Design:
-        config.need("rms_norm_eps", "num_key_value_heads", "max_position_embeddings", *(() if "rope_parameters" in config else ("rope_theta",)))
+        config.need("rms_norm_eps", "num_key_value_heads", "max_position_embeddings")
+        if "rope_parameters" not in config:
+            config.need("rope_theta")
         window = config.integer("sliding_window") if "sliding_window" in config else None
         return standard(config, windows=one_window(config, window))
 

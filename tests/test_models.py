@@ -33,6 +33,8 @@ from inferplane.platforms.reference import Reference
 ZOO = (Gemma2, Gemma3Text, Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3Moe)
 FAMILIES: dict[str, type[Model]] = {model.model_type: model for model in ZOO}
 STEPS = 64
+SPARSE = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "decoder_sparse_step": 2,
+          "rms_norm_eps": 1e-5, "rope_theta": 1e4}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 MIXED = ["full_attention", "sliding_attention", "sliding_attention"]
 
@@ -313,7 +315,8 @@ def test_embeddings_of_a_gemma_are_scaled_by_a_factor_that_is_rounded_to_the_dty
 def _config(family: str, **changes: Any) -> dict[str, Any]:
     return {
         "model_type": family, "architectures": ["AnyForCausalLM"], "vocab_size": 131, "hidden_size": 48, "intermediate_size": 80,
-        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256, **changes,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        **(SPARSE if family in ("mixtral", "qwen3_moe") else {}), **changes,
     }
 
 
@@ -346,7 +349,10 @@ def test_layers_of_one_lifetime_are_one_state_group(family: str, changes: dict[s
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_graph_traces_with_every_declared_weight_in_use(family: str) -> None:
     traced = trace(FAMILIES[family](_config(family, tie_word_embeddings=True), dtype="bfloat16", block_tokens=16))
-    assert {spec.op for spec in traced.specs} >= {"linear", "qkv_rope_write", "attention", "add_rms_norm", "gated_activation"}
+    ops = {spec.op for spec in traced.specs}
+    assert ops >= {"linear", "qkv_rope_write", "attention", "add_rms_norm"}
+    assert ("gated_activation" in ops, "moe" in ops, "router" in ops) == {
+        "mixtral": (False, True, True), "qwen3_moe": (True, True, True)}.get(family, (True, False, False))
     assert [use.weight.tensors[0].name for use in traced.uses].count("model.embed_tokens.weight") == 2
 
 
@@ -377,6 +383,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "groups": ("llama", {"num_key_value_heads": 4}, "num_key_value_heads.*6 heads"),
     "odd-head-dim": ("llama", {"head_dim": 7}, "head_dim.*even"),
     "text-for-number": ("llama", {"hidden_size": "48"}, "hidden_size.*'48'"),
+    "more-than-all-experts": ("qwen3_moe", {**EXPERTS, "num_experts_per_tok": 7}, "num_experts_per_tok.*6 experts"),
+    "shared-expert": ("qwen3_moe", {**EXPERTS, "shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size"),
+    "dense-layers": ("qwen3_moe", {**EXPERTS, "mlp_only_layers": "1"}, "mlp_only_layers.*list of integers"),
+    "no-experts": ("mixtral", {"num_local_experts": None}, "num_local_experts"),
+    "silent-theta": ("mixtral", {"rope_theta": None}, "rope_theta.*must be given"),
+    "mixtral-mixed": ("mixtral", {"layer_types": MIXED}, "layer_types"),
     "nothing": ("llama", {"vocab_size": None}, "vocab_size.*None"),
 }
 
@@ -388,6 +400,26 @@ def test_what_cannot_be_computed_right_is_refused_by_name_with_a_remedy(
     with pytest.raises(CheckpointError, match=message) as caught:
         FAMILIES[family](_config(family, **changes), dtype="float32", block_tokens=16)
     assert "Remedy" in str(caught.value)
+
+
+def test_experts_stand_one_by_one_in_the_checkpoint_and_are_one_part_of_a_weight(checkpoints: ModuleType, tmp_path: Path) -> None:
+    checkpoints.write(tmp_path, "qwen3_moe", **EXPERTS)
+    source = Checkpoint.open(tmp_path)
+    table = Qwen3Moe(source.config, dtype="float32", block_tokens=16).weights
+    source.check(table)
+    gate, _, down = table.layers[1]["experts"].parts
+    assert gate.shape == (6, 40, 48) and down.shape == (6, 48, 40)
+    assert [stored.name for stored in gate.stored][2] == "model.layers.1.mlp.experts.2.gate_proj.weight"
+    assert table.tensors()["model.layers.1.mlp.experts.2.down_proj.weight"].shape == (48, 40)
+    lacking = replace(source, files={name: file for name, file in source.files.items() if ".experts.5.up_proj" not in name})
+    with pytest.raises(CheckpointError, match=r"lacks model.layers.0.mlp.experts.5.up_proj.weight"):
+        lacking.check(table)
+
+
+def test_quantized_experts_are_refused(checkpoints: ModuleType, tmp_path: Path) -> None:
+    checkpoints.write(tmp_path, "mixtral")
+    with pytest.raises(CheckpointError, match=r"experts.0.w1 is quantized \(int8.*Remedy: leave the quantization out"):
+        load(Checkpoint.open(tmp_path), Reference(Options()), LoadOptions(dtype="float32", quantization="int8"))
 
 
 def _register(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -411,7 +443,8 @@ def test_a_model_from_another_package_needs_only_an_entry_point(tmp_path: Path, 
 
 
 def test_an_unknown_model_type_is_told_with_the_nearest_and_the_known() -> None:
-    with pytest.raises(ModelNotFound, match=r"'lama'.*Did you mean 'llama'\? Known: gemma2, gemma3_text, llama, mistral, qwen2, qwen3"):
+    known = "gemma2, gemma3_text, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"
+    with pytest.raises(ModelNotFound, match=rf"'lama'.*Did you mean 'llama'\? Known: {known}"):
         model_class("lama")
 
 

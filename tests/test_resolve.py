@@ -24,8 +24,10 @@ from inferplane.ops import (
     Kernel,
     KernelPack,
     Linear,
+    Moe,
     QkvRopeWrite,
     RmsNorm,
+    Router,
     Spec,
     always,
 )
@@ -344,6 +346,15 @@ def test_an_axis_that_does_not_divide_is_refused(config: dict[str, int], axis: s
 def test_heads_with_alibi_slopes_are_not_divided() -> None:
     spec = replace(llama().attention[0], alibi=(0.5,) * 4)
     with pytest.raises(SpecError, match="4 heads have alibi slopes, which are not divided among devices yet; use one device"):
+        local_spec(spec, TWO[0])
+
+
+@pytest.mark.parametrize("spec", [
+    Router(experts=Dim(4, "experts"), top_k=2),
+    Moe(experts=Dim(4, "experts"), embed=8, mlp=Dim(4, "mlp"), top_k=2, activation="silu", dtype="float32"),
+], ids=["router", "moe"])
+def test_experts_are_not_divided(spec: Spec) -> None:
+    with pytest.raises(SpecError, match="4 experts are not divided among devices yet; use one device"):
         local_spec(spec, TWO[0])
 
 
