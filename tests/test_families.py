@@ -22,9 +22,10 @@ from inferplane.core.request import Request, SamplingParams
 from inferplane.core.runner import Runner, pack
 from inferplane.core.scheduler.plan import RowPlan, StepPlan
 from inferplane.errors import CapacityError
-from inferplane.model_zoo.base import UNQUANTIZED
+from inferplane.model_zoo.base import UNQUANTIZED, Model
 from inferplane.model_zoo.llama import Llama
 from inferplane.model_zoo.mistral import Mistral
+from inferplane.model_zoo.mixtral import Mixtral
 from inferplane.ops import (
     DTYPES,
     Activation,
@@ -852,7 +853,10 @@ CONFIG = {
     "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0, "tie_word_embeddings": False, "hidden_act": "silu",
 }
-MODELS = {"llama": (Llama, CONFIG), "mistral": (Mistral, CONFIG | {"model_type": "mistral", "sliding_window": 6})}
+MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
+    "llama": (Llama, CONFIG), "mistral": (Mistral, CONFIG | {"model_type": "mistral", "sliding_window": 6}),
+    "mixtral": (Mixtral, CONFIG | {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}),
+}
 
 
 class RandomSource:

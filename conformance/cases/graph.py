@@ -178,8 +178,8 @@ FAMILIES = [
                    "float8_e4m3fn.g128.r128.af8g128"),
     }, _quantized, _crossing_ties),
     Family("graph.experts", 3, {
-        "model": ("mixtral", "qwen3_moe"), "dtype": ("float32",), "experts": ("2", "5", "8"), "top_k": ("1", "2", "4"), "renormalize": YES_NO,
-        "window": ("none", "16"),
+        "model": ("mixtral", "qwen3_moe"), "dtype": ("float32",), "experts": ("2", "5", "8"), "top_k": ("1", "2", "4"),
+        "renormalize": YES_NO, "window": ("none", "16"),
     }, _logits, _chosen),
     _family("graph.greedy", {
         "model": ("llama", "qwen2", "qwen3", "mistral"), "heads": ("4/4", "14/2", "7/1"), "window": WINDOWS[:3],
