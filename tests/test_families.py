@@ -26,6 +26,7 @@ from inferplane.model_zoo.base import UNQUANTIZED, Model
 from inferplane.model_zoo.gemma2 import Gemma2
 from inferplane.model_zoo.llama import Llama
 from inferplane.model_zoo.mistral import Mistral
+from inferplane.model_zoo.mixtral import Mixtral
 from inferplane.ops import (
     DTYPES,
     Activation,
@@ -860,6 +861,7 @@ MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
         "model_type": "gemma2", "layer_types": ["sliding_attention"] * 2, "sliding_window": 6, "head_dim": 4,
         "attn_logit_softcapping": 2.0, "final_logit_softcapping": 9.0,
     }),
+    "mixtral": (Mixtral, CONFIG | {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}),
 }
 
 
