@@ -1,4 +1,4 @@
-"""router and moe in C++: (token, rank) pairs sorted by expert, and the plain linears of each expert over its own."""
+"""router in NumPy, and moe over the C++ linears: (token, rank) pairs sorted by expert, each expert over its own."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...ops import DTYPES, Kernel, Support
+from ...ops import DTYPES, Kernel, Support, always
 from .kernels import COMPUTED
 from .library import NATIVE, layout, missing_reason
 
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 def expert_kernels() -> Sequence[Kernel]:
     """Both keep a row's bits whatever its neighbours: a linear does, and a token's experts are added by rank."""
     return [
-        Kernel("router", "native.router", lambda spec: None, _router, batch_invariant=True),
+        Kernel("router", "numpy.router", always, _router, batch_invariant=True),
         Kernel("moe", "native.moe", _supports, _moe, _pack, batch_invariant=True, layout=layout()),
     ]
 
