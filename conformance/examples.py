@@ -47,7 +47,7 @@ def _write(dtype: str) -> WriteKV:
 PLAIN: dict[str, Callable[[str], Spec]] = {
     "embedding": lambda dtype: Embedding(vocab=Dim(97, "vocab"), size=32, dtype=dtype),
     "linear": lambda dtype: Linear(input=Dim(32, "embed"), outputs=(Dim(48, "mlp"),), dtype=dtype),
-    "take_rows": lambda dtype: TakeRows(size=32, dtype=dtype),
+    "take_rows": lambda dtype: TakeRows(size=Dim(32), dtype=dtype),
     "add": lambda dtype: Add(dtype=dtype),
     "multiply": lambda dtype: Multiply(dtype=dtype),
     "scale": lambda dtype: Scale(factor=0.5, dtype=dtype),

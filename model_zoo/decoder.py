@@ -22,6 +22,7 @@ from ..ops import (
     Scale,
     StateArray,
     StateGroup,
+    TakeRows,
     Weight,
     WeightTable,
     WriteKV,
@@ -105,6 +106,7 @@ class Decoder(Model):
         self.norm = RmsNorm(size=d.embed, epsilon=d.epsilon, dtype=dtype, offset=d.norm_offset)
         self.add_norm = AddRmsNorm(norm=self.norm)
         self.add = Add(dtype=dtype)
+        self.take, self.take_mixed = (TakeRows(size=size, dtype=dtype) for size in (embed, q_size))
         self.head_norm = RmsNorm(size=d.head_dim, epsilon=d.epsilon, dtype=dtype, offset=d.norm_offset)
         write = WriteKV(kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim, dtype=dtype, kv_dtype=precision.kv_dtype)
 
@@ -176,8 +178,11 @@ class Decoder(Model):
         x = ops.embedding(self.embedding, batch.tokens, w.embed)
         return x if self.embed_scale is None else ops.scale(self.embed_scale, x)
 
-    def layer(self, i: int, ops: Any, x: Any, w: Any, batch: Any, state: Any) -> Any:
+    def layer(self, i: int, ops: Any, x: Any, w: Any, batch: Any, state: Any, rows: Any) -> Any:
         h = self._attend(i, ops, ops.rms_norm(self.norm, x, w.attn_norm), w, batch, state)
+        if rows is not None:
+            h, x = ops.take_rows(self.take_mixed, h, rows), ops.take_rows(self.take, x, rows)
+        h = ops.linear(self.out[i], h, w.out, batch)
         if self.post_norms:
             h = ops.rms_norm(self.norm, h, w.attn_post_norm)
         h, x = ops.add_rms_norm(self.add_norm, h, x, w.mlp_norm)
@@ -192,14 +197,13 @@ class Decoder(Model):
         return ops.linear(self.down[i], ops.gated_activation(self.activation, gate, up), w.down, batch)
 
     def _attend(self, i: int, ops: Any, h: Any, w: Any, batch: Any, state: Any) -> Any:
-        """h [tokens, embed] -> [tokens, embed]."""
+        """h [tokens, embed] -> [tokens, heads * head_dim]: the heads' values, mixed."""
         tokens = h.shape[0]
         q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in ops.linear(self.qkv[i], h, w.qkv, batch))
         if self.qk_norm:
             q, k = ops.rms_norm(self.head_norm, q, w.q_norm), ops.rms_norm(self.head_norm, k, w.k_norm)
         q = ops.qkv_rope_write(self.rope_write[i], q, k, v, state, batch)
-        mixed = ops.attention(self.attention[i], q, state, batch)
-        return ops.linear(self.out[i], mixed.reshape(tokens, -1), w.out, batch)
+        return ops.attention(self.attention[i], q, state, batch).reshape(tokens, -1)
 
     def head(self, ops: Any, w: Any, rows: Any, batch: Any) -> Any:
         logits = ops.linear(self.lm_head, ops.rms_norm(self.norm, rows, w.norm), w.head, batch)
