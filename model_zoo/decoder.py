@@ -15,6 +15,7 @@ from ..ops import (
     Dim,
     Embedding,
     GatedActivation,
+    GatedLinear,
     Linear,
     QkvRopeWrite,
     RmsNorm,
@@ -123,7 +124,6 @@ class Decoder(Model):
             scale=d.attention_scale or d.head_dim**-0.5, dtype=dtype, window=window, softcap=d.softcap, kv_dtype=precision.kv_dtype,
         ) for window in set(d.windows)}
         self.attention = tuple(by_window[window] for window in d.windows)
-        self.activation = GatedActivation(kind=d.activation, dtype=dtype)
 
         def linear(modules: str, inputs: Dim, outputs: tuple[Dim, ...], bias: bool) -> list[Linear]:
             """One for each layer: a checkpoint may quantize some of them."""
@@ -132,7 +132,8 @@ class Decoder(Model):
 
         self.qkv = linear(QKV, embed, (q_size, kv_size, kv_size), d.qkv_bias)
         self.out = linear(OUT, q_size, (embed,), d.out_bias)
-        self.gate_up = linear(GATE_UP, embed, (mlp, mlp), d.mlp_bias)
+        activation = GatedActivation(kind=d.activation, dtype=dtype)
+        self.gate_up = [GatedLinear(linear=one, activation=activation) for one in linear(GATE_UP, embed, (mlp, mlp), d.mlp_bias)]
         self.down = linear(DOWN, mlp, (embed,), d.mlp_bias)
         self._add_experts(fields, d, precision)
         self.lm_head = Linear(input=embed, outputs=(vocab,), dtype=dtype, out_dtype="float32", scheme=precision.of("lm_head"))
@@ -172,7 +173,7 @@ class Decoder(Model):
         """Where a family makes the specs of layers that have more than the plain MLP."""
 
     def _mlp_weights(self, i: int, at: str) -> dict[str, Weight]:
-        return {"gate_up": _fused(self.gate_up[i], at, GATE_UP), "down": _fused(self.down[i], at, DOWN)}
+        return {"gate_up": _fused(self.gate_up[i].linear, at, GATE_UP), "down": _fused(self.down[i], at, DOWN)}
 
     def embed(self, ops: Any, w: Any, batch: Any) -> Any:
         x = ops.embedding(self.embedding, batch.tokens, w.embed)
@@ -193,8 +194,7 @@ class Decoder(Model):
 
     def _mlp(self, i: int, ops: Any, h: Any, w: Any, batch: Any) -> Any:
         """h [tokens, embed] -> [tokens, embed]."""
-        gate, up = ops.linear(self.gate_up[i], h, w.gate_up, batch)
-        return ops.linear(self.down[i], ops.gated_activation(self.activation, gate, up), w.down, batch)
+        return ops.linear(self.down[i], ops.gated_linear(self.gate_up[i], h, w.gate_up, batch), w.down, batch)
 
     def _attend(self, i: int, ops: Any, h: Any, w: Any, batch: Any, state: Any) -> Any:
         """h [tokens, embed] -> [tokens, heads * head_dim]: the heads' values, mixed."""

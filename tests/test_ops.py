@@ -196,7 +196,7 @@ def test_equal_specs_are_one_key_and_say_what_they_are() -> None:
 
 
 def test_every_optional_op_has_a_default_and_every_op_a_tolerance() -> None:
-    assert set(DEFAULTS) == {"add_rms_norm", "gated_activation", "qkv_rope_write"}
+    assert set(DEFAULTS) == {"add_rms_norm", "gated_activation", "gated_linear", "qkv_rope_write"}
     assert set(Spec.families) > set(DEFAULTS)
     assert all(hasattr(family, "tolerance") for family in Spec.families.values())
 

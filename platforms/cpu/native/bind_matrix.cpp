@@ -65,28 +65,24 @@ PyObject* py_pack_linear(const Arguments& a) {
     return packed;
 }
 
-PyObject* py_linear(const Arguments& a) {
-    const Array x = a.array(0, "x"), packed = a.array(1, "packed");
-    const std::vector<Array> outs = a.outputs(2, "outs");
-    const std::vector<std::optional<Array>> biases = a.optional_arrays(3, "biases", outs.size());
-    x.expect({-1, -1});
-    INFERPLANE_REQUIRE(!outs.empty(), "linear: no outputs");
+// The job of x [tokens, inputs] against a packed weight; outs and what is packed are the caller's.
+LinearJob job_of(const Array& x, const Array& packed, const Array& out) {
     LinearJob job{};
-    job.x = x.data;
+    job.x = x.expect({-1, -1}).data;
     job.packed = packed.data;
     job.rows = x.shape[0];
     job.inputs = x.shape[1];
     job.dtype = x.dtype();
-    job.out_dtype = outs[0].dtype();
-    INFERPLANE_REQUIRE(job.out_dtype == job.dtype || job.out_dtype == DType::float32, outs[0].name() + " is " + outs[0].describe() + "; expected " +
-            name_of(x.element) + " or float32");
-    for (size_t i = 0; i < outs.size(); ++i) {
-        outs[i].expect(outs[0].element).expect({job.rows, -1});
-        const int64_t width = outs[i].last();
-        if (biases[i]) biases[i]->expect(x.element).expect({width});
-        job.outs.push_back({outs[i].data, width, biases[i] ? biases[i]->data : nullptr});
-        job.outputs += width;
-    }
+    job.out_dtype = out.dtype();
+    return job;
+}
+
+void add_out(LinearJob& job, void* data, int64_t width, const Array& x, const std::optional<Array>& bias) {
+    if (bias) bias->expect(x.element).expect({width});
+    job.outs.push_back({data, width, bias ? bias->data : nullptr});
+}
+
+PyObject* run(LinearJob& job, const Array& packed) {
     INFERPLANE_REQUIRE(job.inputs > 0 && job.outputs > 0, "linear: inputs and outputs must be at least 1");
     expect_packed(packed, job.outputs, job.inputs, job.dtype);
     {
@@ -94,6 +90,34 @@ PyObject* py_linear(const Arguments& a) {
         linear(job);
     }
     Py_RETURN_NONE;
+}
+
+PyObject* py_linear(const Arguments& a) {
+    const Array x = a.array(0, "x"), packed = a.array(1, "packed");
+    const std::vector<Array> outs = a.outputs(2, "outs");
+    const std::vector<std::optional<Array>> biases = a.optional_arrays(3, "biases", outs.size());
+    INFERPLANE_REQUIRE(!outs.empty(), "linear: no outputs");
+    LinearJob job = job_of(x, packed, outs[0]);
+    INFERPLANE_REQUIRE(job.out_dtype == job.dtype || job.out_dtype == DType::float32, outs[0].name() + " is " + outs[0].describe() + "; expected " +
+            name_of(x.element) + " or float32");
+    for (size_t i = 0; i < outs.size(); ++i) {
+        outs[i].expect(outs[0].element).expect({job.rows, -1});
+        add_out(job, outs[i].data, outs[i].last(), x, biases[i]);
+        job.outputs += outs[i].last();
+    }
+    return run(job, packed);
+}
+
+PyObject* py_gated_linear(const Arguments& a) {
+    const Array x = a.array(0, "x"), packed = a.array(1, "packed"), out = a.output(2, "out");
+    const std::vector<std::optional<Array>> biases = a.optional_arrays(3, "biases", 2);
+    LinearJob job = job_of(x, packed, out);
+    out.expect(x.element).expect({job.rows, -1});
+    job.gated = true;
+    job.activation = named_activation(a.text(4, "kind"));
+    for (const std::optional<Array>& bias : biases) add_out(job, out.data, out.last(), x, bias);
+    job.outputs = 2 * round_up(out.last(), 64);
+    return run(job, packed);
 }
 
 }  // namespace
@@ -105,6 +129,8 @@ PyMethodDef* matrix_methods() {
         INFERPLANE_METHOD(pack_part, 4, "pack_part(packed, outputs, first, weight [rows, inputs]): rows first .. of the packed weight."),
         INFERPLANE_METHOD(pack_linear, 1, "pack_linear(parts of [rows, inputs]) -> packed uint8; parts follow each other as outputs."),
         INFERPLANE_METHOD(linear, 4, "linear(x [tokens, inputs], packed, outs, biases): outs[i] [tokens, width] = columns of x W^T + bias."),
+        INFERPLANE_METHOD(gated_linear, 5, "gated_linear(x, packed, out [tokens, width], biases, kind): out = activation(gate) * up. 64 rows "
+                          "of the gate's weight and 64 of the up's take turns in `packed`."),
         {nullptr, nullptr, 0, nullptr}};
     return methods;
 }
