@@ -34,8 +34,8 @@ struct QuantizedLayout {
 
 // A piece of k is summed exactly (in int32) or in order (in float32), and then scaled: it lies in one group of either side.
 struct PieceOfRow {
-    float scale;         // of the row's codes
-    int32_t correction;  // -(sum of the row's codes), times the offset where there are no zero points
+    float scale;            // of the row's codes
+    int32_t correction[2];  // -(sum of the row's codes), times the offset where there are no zero points; for even and odd columns
 };
 
 // Rows of a slab that are multiplied together.

@@ -62,37 +62,6 @@ template <class Isa> void widen_scales(const QuantizedJob& job, const char* pane
     }
 }
 
-template <class D> void codes_panel(const QuantizedJob& job, const char* panel, bool last_panel, float* sums) {
-    constexpr int most = D::tile_rows;
-    const QuantizedLayout& layout = job.layout;
-    const int64_t steps = layout.steps(), group_steps = layout.group_steps(), rows = job.slab, tiles = (rows + most - 1) / most;
-    const int64_t least = rows / tiles, larger = rows % tiles;
-    const int64_t passes = (tiles - larger) * passes_of<D>(int(least)) + larger * passes_of<D>(int(least + 1));
-    const bool scaled = layout.groups() > 1;
-    const auto codes_at = [&](int64_t step) {
-        return panel + step / group_steps * layout.group_bytes() + layout.header_bytes() + step % group_steps * layout.step_bytes();
-    };
-    BlockScales of_block;
-    for (int64_t step = 0; step < steps; step += job.block_steps) {
-        const int64_t block = steps - step < job.block_steps ? steps - step : job.block_steps;
-        if (scaled || layout.zeros) widen_scales<typename D::Isa>(job, panel, step, block, of_block);
-        const char* const codes = codes_at(step);
-        // The block after this one follows in memory, be it of this panel or of the next.
-        const char* const next = step + block < steps ? codes_at(step + block) : panel + layout.panel_bytes();
-        const int64_t lines = (next - codes + 63) / 64, fetches = block / prefetch_steps * passes;
-        FetchAhead ahead{next, last_panel && step + block == steps ? next : next + lines * 64, int((lines + fetches) / (fetches + 1))};
-        for (int64_t t = 0; t < tiles; ++t) {
-            const RowsOfTile tile{rows * t / tiles, rows * (t + 1) / tiles - rows * t / tiles};
-            const QuantizedTile work{codes, step % group_steps, group_steps, layout.header_bytes(), block, job.piece_steps,
-                                     job.codes_at(tile, step), &job.pieces[job.piece_at(tile, step / job.piece_steps)],
-                                     scaled ? of_block.scales[0] : nullptr, layout.zeros ? of_block.zeros[0] : nullptr,
-                                     sums + tile.first * panel_columns, step > 0};
-            if (layout.bits == 8) codes_rows<D, 8>(int(tile.rows), work, ahead);
-            else codes_rows<D, 4>(int(tile.rows), work, ahead);
-        }
-    }
-}
-
 // The only group's weight scales, once per output.
 template <class Isa> void scale_sums(const QuantizedLayout& layout, const char* panel, int64_t rows, float* sums) {
     for (int j = 0; j < panel_columns / lanes; ++j) {
@@ -105,21 +74,52 @@ template <class Isa> void scale_sums(const QuantizedLayout& layout, const char* 
 }
 
 template <class Isa, class T>
-void store_quantized(const QuantizedJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* sums) {
+INFERPLANE_INLINE void store_quantized(const QuantizedJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* sums) {
     if (job.out_dtype == DType::float32) store_slice<Isa, T, float>(job, panel, first_row, rows, sums);
     else store_slice<Isa, T, T>(job, panel, first_row, rows, sums);
 }
 
-template <class D, class T> void multiply_codes(const QuantizedJob& job, int64_t first, int64_t last) {
+// A tile's results leave as soon as they are there: the stores of many rows at once would wait for each other.
+template <class D, class T> void codes_panel(const QuantizedJob& job, int64_t panel, bool last_panel, float* sums) {
     using Isa = typename D::Isa;
+    constexpr int most = D::tile_rows;
+    const QuantizedLayout& layout = job.layout;
+    const int64_t steps = layout.steps(), group_steps = layout.group_steps(), rows = job.slab, tiles = (rows + most - 1) / most;
+    const int64_t least = rows / tiles, larger = rows % tiles;
+    const int64_t passes = (tiles - larger) * passes_of<D>(int(least)) + larger * passes_of<D>(int(least + 1));
+    const bool scaled = layout.groups() > 1;
+    const char* const stream = static_cast<const char*>(job.packed) + panel * layout.panel_bytes();
+    const auto codes_at = [&](int64_t step) {
+        return stream + step / group_steps * layout.group_bytes() + layout.header_bytes() + step % group_steps * layout.step_bytes();
+    };
+    BlockScales of_block;
+    for (int64_t step = 0; step < steps; step += job.block_steps) {
+        const int64_t block = steps - step < job.block_steps ? steps - step : job.block_steps;
+        if (scaled || layout.zeros) widen_scales<Isa>(job, stream, step, block, of_block);
+        const char* const codes = codes_at(step);
+        // The block after this one follows in memory, be it of this panel or of the next.
+        const char* const next = step + block < steps ? codes_at(step + block) : stream + layout.panel_bytes();
+        const int64_t lines = (next - codes + 63) / 64, fetches = block / prefetch_steps * passes;
+        FetchAhead ahead{next, last_panel && step + block == steps ? next : next + lines * 64, int((lines + fetches) / (fetches + 1))};
+        for (int64_t t = 0; t < tiles; ++t) {
+            const RowsOfTile tile{rows * t / tiles, rows * (t + 1) / tiles - rows * t / tiles};
+            const QuantizedTile work{codes, step % group_steps, group_steps, layout.header_bytes(), block, job.piece_steps,
+                                     job.codes_at(tile, step), &job.pieces[job.piece_at(tile, step / job.piece_steps)],
+                                     scaled ? of_block.scales[0] : nullptr, layout.zeros ? of_block.zeros[0] : nullptr,
+                                     sums + tile.first * panel_columns, step > 0};
+            if (layout.bits == 8) codes_rows<D, 8>(int(tile.rows), work, ahead);
+            else codes_rows<D, 4>(int(tile.rows), work, ahead);
+            if (step + block < steps) continue;
+            if (!scaled) scale_sums<Isa>(layout, stream, tile.rows, work.sums);
+            store_quantized<Isa, T>(job, panel, job.first_row + tile.first, tile.rows, work.sums);
+        }
+    }
+}
+
+template <class D, class T> void multiply_codes(const QuantizedJob& job, int64_t first, int64_t last) {
     static thread_local Scratch scratch;
     float* sums = scratch.get<float>(job.slab * panel_columns);
-    for (int64_t panel = first; panel < last; ++panel) {
-        const char* stream = static_cast<const char*>(job.packed) + panel * job.layout.panel_bytes();
-        codes_panel<D>(job, stream, panel + 1 == last, sums);
-        if (job.layout.groups() == 1) scale_sums<Isa>(job.layout, stream, job.slab, sums);
-        store_quantized<Isa, T>(job, panel, job.first_row, job.slab, sums);
-    }
+    for (int64_t panel = first; panel < last; ++panel) codes_panel<D, T>(job, panel, panel + 1 == last, sums);
 }
 
 // Twelve independent chains of byte products: more than latency times issue rate.

@@ -62,7 +62,8 @@ template <class Isa, class T> void stage_codes(const QuantizedJob& job, int64_t 
     static thread_local Scratch scratch;
     constexpr float limit = 127.0f;
     const int64_t inputs = job.inputs, piece = job.piece_steps * k_per_word, group = job.activation_group ? job.activation_group : inputs;
-    const int32_t factor = job.layout.zeros ? -1 : -job.layout.offset();
+    const int32_t offset = job.layout.zeros ? 1 : job.layout.offset();
+    const int32_t even = -offset * (job.layout.bits == 4 && !job.layout.zeros ? 17 : 1), odd = -offset * (job.layout.bits == 4 && !job.layout.zeros ? 16 : 1);
     int8_t* const codes = scratch.get<int8_t>(round_up(inputs, cache_line_bytes) + cache_line_bytes);
     for (int64_t row = first; row < last; ++row) {
         const T* x = static_cast<const T*>(job.x) + (job.first_row + row) * inputs;
@@ -77,10 +78,11 @@ template <class Isa, class T> void stage_codes(const QuantizedJob& job, int64_t 
                 const int64_t count = stop - k < piece ? stop - k : piece;
                 PieceOfRow& made = job.pieces[job.piece_at(tile, index) + row - tile.first];
                 if (finite) {
-                    made = {most / limit, factor * stage_piece<Isa>(x + k, count, inverse, codes + k)};
+                    const int32_t total = stage_piece<Isa>(x + k, count, inverse, codes + k);
+                    made = {most / limit, {even * total, odd * total}};
                 } else {
                     std::memset(codes + k, 0, round_up(count, k_per_word));
-                    made = {__builtin_nanf(""), 0};
+                    made = {__builtin_nanf(""), {0, 0}};
                 }
             }
         }

@@ -51,9 +51,9 @@ INFERPLANE_INLINE void codes_step(const char* codes, const int8_t* left, Words<t
         const Words<Isa> row = fill_words<Isa>(four);
 #pragma GCC unroll 8
         for (int j = 0; j < columns; ++j) acc[r][j] = D::dot(weight[j], row, acc[r][j]);
+        // Loads stay where they are: the compiler would hoist them, and spill sums to make room.
+        asm volatile("" ::: "memory");
     }
-    // Loads of the next step stay there: the compiler would hoist them, and spill sums to make room.
-    asm volatile("" ::: "memory");
 }
 
 // Unsigned codes carry an offset, and perhaps a zero point: sums start with the correction for it.
@@ -61,12 +61,12 @@ template <class Isa, int bits, int rows, int columns>
 INFERPLANE_INLINE void start_piece(const PieceOfRow* piece, const uint32_t* zeros, Words<Isa> (&acc)[rows][columns]) {
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-        const Words<Isa> correction = fill_words<Isa>(uint32_t(piece[r].correction));
+        const Words<Isa> even = fill_words<Isa>(uint32_t(piece[r].correction[0]));
+        const Words<Isa> odd = bits == 8 ? even : fill_words<Isa>(uint32_t(piece[r].correction[1]));
 #pragma GCC unroll 8
         for (int j = 0; j < columns; ++j) {
-            if (zeros) acc[r][j] = correction * load_words<Isa>(zeros + lanes * j);
-            else if (bits == 8) acc[r][j] = correction;
-            else acc[r][j] = j % 2 ? shift_left(correction, 4) : shift_left(correction, 4) + correction;
+            acc[r][j] = j % 2 ? odd : even;
+            if (zeros) acc[r][j] = acc[r][j] * load_words<Isa>(zeros + lanes * j);
         }
     }
 }
