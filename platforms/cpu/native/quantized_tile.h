@@ -12,15 +12,48 @@
 
 namespace inferplane {
 
+template <class Isa> INFERPLANE_INLINE Words<Isa> load_bytes(const uint8_t* from) {
+    typedef uint8_t bytes __attribute__((vector_size(sizeof(typename Isa::u32) / 4)));
+    Words<Isa> v;
+    for (int i = 0; i < Isa::parts; ++i) {
+        bytes narrow;
+        __builtin_memcpy(&narrow, from + sizeof narrow * i, sizeof narrow);
+        v.part[i] = __builtin_convertvector(narrow, typename Isa::u32);
+    }
+    return v;
+}
+
+template <class Isa> INFERPLANE_INLINE Floats<Isa> load_scales(const char* header, DType type, int column) {
+    switch (type) {
+        case DType::float32: return load<Isa>(reinterpret_cast<const float*>(header) + lanes * column);
+        case DType::bfloat16: return load<Isa>(reinterpret_cast<const bf16*>(header) + lanes * column);
+        default: return load<Isa>(reinterpret_cast<const f16*>(header) + lanes * column);
+    }
+}
+
+// What a column's sum of products is multiplied by: sums of high nibbles are 16 times as large.
+template <class Isa> INFERPLANE_INLINE Floats<Isa> scales_of_sums(const QuantizedLayout& layout, const char* header, int column) {
+    const Floats<Isa> scales = load_scales<Isa>(header, layout.scales, column);
+    return layout.bits == 4 && column % 2 ? scales * fill<Isa>(1.0f / 16) : scales;
+}
+
+// Zero points as they enter a column's sum: those of the high nibbles do so 16-fold, and in the low column's sum, too.
+template <class Isa> INFERPLANE_INLINE Words<Isa> zeros_of_sums(const QuantizedLayout& layout, const char* header, int column) {
+    const uint8_t* zeros = reinterpret_cast<const uint8_t*>(header) + 64 * item_bytes(layout.scales);
+    const Words<Isa> own = load_bytes<Isa>(zeros + lanes * column);
+    if (layout.bits == 8) return own;
+    const Words<Isa> high = shift_left(load_bytes<Isa>(zeros + lanes * (column | 1)), 4);
+    return column % 2 ? high : own + high;
+}
+
 // Pieces of a panel, and the rows that meet them.
 struct QuantizedTile {
+    const QuantizedLayout* layout;
     const char* codes;  // of the first piece
-    int64_t in_group, group_steps, header_bytes;  // steps of its group that lie before the first piece
+    int64_t in_group;   // steps of its group that lie before the first piece
     int64_t steps, piece_steps;
     const int8_t* left;        // [steps / 16][rows][64], from the first piece's k
     const PieceOfRow* pieces;  // [pieces][rows]
-    const float* scales;       // [pieces, 64], or null where outputs are scaled at the end
-    const uint32_t* zeros;     // [pieces, 64], or null
     float* sums;               // [rows, 64]
     bool resume;               // or start from zeros
 };
@@ -58,7 +91,7 @@ INFERPLANE_INLINE void codes_step(const char* codes, const int8_t* left, Words<t
 
 // Unsigned codes carry an offset, and perhaps a zero point: sums start with the correction for it.
 template <class Isa, int bits, int rows, int columns>
-INFERPLANE_INLINE void start_piece(const PieceOfRow* piece, const uint32_t* zeros, Words<Isa> (&acc)[rows][columns]) {
+INFERPLANE_INLINE void start_piece(const PieceOfRow* piece, const Words<Isa>* zeros, Words<Isa> (&acc)[rows][columns]) {
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
         const Words<Isa> even = fill_words<Isa>(uint32_t(piece[r].correction[0]));
@@ -66,13 +99,13 @@ INFERPLANE_INLINE void start_piece(const PieceOfRow* piece, const uint32_t* zero
 #pragma GCC unroll 8
         for (int j = 0; j < columns; ++j) {
             acc[r][j] = j % 2 ? odd : even;
-            if (zeros) acc[r][j] = acc[r][j] * load_words<Isa>(zeros + lanes * j);
+            if (zeros) acc[r][j] = acc[r][j] * zeros[j];
         }
     }
 }
 
 template <class Isa, int bits, int rows, int columns>
-INFERPLANE_INLINE void finish_piece(const PieceOfRow* piece, const float* scales, Words<Isa> (&acc)[rows][columns],
+INFERPLANE_INLINE void finish_piece(const PieceOfRow* piece, const Floats<Isa>* scales, Words<Isa> (&acc)[rows][columns],
                                     Floats<Isa> (&sums)[rows][columns]) {
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
@@ -81,7 +114,7 @@ INFERPLANE_INLINE void finish_piece(const PieceOfRow* piece, const float* scales
         for (int j = 0; j < columns; ++j) {
             if (bits == 4 && j % 2 == 0) acc[r][j] = acc[r][j] - acc[r][j + 1];
             Floats<Isa> v = from_integers(acc[r][j]);
-            if (scales) v = v * load<Isa>(scales + lanes * j);
+            if (scales) v = v * scales[j];
             sums[r][j] = multiply_add(v, of_row, sums[r][j]);
         }
     }
@@ -92,14 +125,16 @@ template <class D, int bits, int rows, int columns>
 __attribute__((noinline)) const char* codes_tile(const QuantizedTile& whole, int column, const char* next, int fetch) {
     using Isa = typename D::Isa;
     const QuantizedTile t = whole;  // a copy, which no store can alias
+    const QuantizedLayout& layout = *t.layout;
+    const int64_t group_steps = layout.group_steps(), header_bytes = layout.header_bytes();
     constexpr int64_t step_bytes = bits * 32, line_steps = cache_line_bytes / k_per_word;
     float* const out = t.sums + lanes * column;
     const char* codes = t.codes + bits * 8 * column;
+    const char* header = t.codes - t.in_group * step_bytes - header_bytes;
     const int8_t* left = t.left;
     const PieceOfRow* piece = t.pieces;
-    const float* scales = t.scales ? t.scales + lanes * column : nullptr;
-    const uint32_t* zeros = t.zeros ? t.zeros + lanes * column : nullptr;
-    int64_t group_left = t.group_steps - t.in_group, line_left = line_steps;
+    const bool scaled = layout.groups() > 1;  // or outputs are scaled at the end
+    int64_t group_left = layout.group_steps() - t.in_group, line_left = line_steps;
     Floats<Isa> sums[rows][columns];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
@@ -108,8 +143,12 @@ __attribute__((noinline)) const char* codes_tile(const QuantizedTile& whole, int
     }
     for (int64_t done = 0; done < t.steps; done += t.piece_steps, piece += rows) {
         const int64_t steps = t.steps - done < t.piece_steps ? t.steps - done : t.piece_steps;
-        Words<Isa> acc[rows][columns];
-        start_piece<Isa, bits>(piece, zeros, acc);
+        Words<Isa> acc[rows][columns], zeros[columns];
+        if (layout.zeros) {
+#pragma GCC unroll 8
+            for (int j = 0; j < columns; ++j) zeros[j] = zeros_of_sums<Isa>(layout, header, column + j);
+        }
+        start_piece<Isa, bits>(piece, layout.zeros ? zeros : nullptr, acc);
         for (int64_t to_go = steps; to_go;) {
             const int64_t run = to_go < line_left ? to_go : line_left;
             int64_t step = 0;
@@ -128,13 +167,17 @@ __attribute__((noinline)) const char* codes_tile(const QuantizedTile& whole, int
                 left += (rows - 1) * cache_line_bytes;
             }
         }
-        finish_piece<Isa, bits>(piece, scales, acc, sums);
-        if (scales) scales += panel_columns;
-        if (zeros) zeros += panel_columns;
+        Floats<Isa> scales[columns];
+        if (scaled) {
+#pragma GCC unroll 8
+            for (int j = 0; j < columns; ++j) scales[j] = scales_of_sums<Isa>(layout, header, column + j);
+        }
+        finish_piece<Isa, bits>(piece, scaled ? scales : nullptr, acc, sums);
         group_left -= steps;
         if (group_left == 0) {
-            group_left = t.group_steps;
-            codes += t.header_bytes;
+            group_left = group_steps;
+            header = codes - bits * 8 * column;
+            codes += header_bytes;
         }
     }
 #pragma GCC unroll 8
