@@ -14,6 +14,7 @@
 namespace inferplane {
 
 constexpr int64_t k_per_word = 4;  // codes of one output in a 32-bit word
+constexpr int64_t slab_of_codes = 258;  // rows of codes staged at once: they stay in the L3 cache, and their sums of one panel in L2
 constexpr int64_t piece_of_codes = 512, piece_of_floats = 128;  // most k that are summed before they are scaled: they stay in L1
 
 struct QuantizedLayout {

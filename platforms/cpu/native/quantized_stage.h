@@ -17,33 +17,49 @@ template <class Isa> INFERPLANE_INLINE void store_bytes(int8_t* to, Words<Isa> v
     }
 }
 
+// Halves are folded in registers.
 template <class Isa> INFERPLANE_INLINE int32_t sum(Words<Isa> a) {
-    alignas(64) int32_t x[lanes];
-    std::memcpy(x, &a, sizeof x);
-    int32_t total = 0;
-    for (int i = 0; i < lanes; ++i) total += x[i];
-    return total;
+    typedef int32_t eight __attribute__((vector_size(32)));
+    typedef int32_t four __attribute__((vector_size(16)));
+    eight half[2];
+    std::memcpy(half, &a, sizeof half);
+    half[0] += half[1];
+    four quarter[2];
+    std::memcpy(quarter, half, sizeof quarter);
+    quarter[0] += quarter[1];
+    return quarter[0][0] + quarter[0][1] + (quarter[0][2] + quarter[0][3]);
 }
 
 // The largest magnitude; infinity where there is an infinity or NaN, as bits order all of them.
 template <class Isa, class T> INFERPLANE_INLINE float largest_magnitude(const T* x, int64_t count) {
     const Words<Isa> magnitude = fill_words<Isa>(0x7fffffff), infinity = fill_words<Isa>(0x7f800000);
-    Words<Isa> most = fill_words<Isa>(0);
-    for (int64_t k = 0; k < count; k += lanes) {
-        const Words<Isa> bits = as_words(load_upto<Isa>(x + k, count - k)) & magnitude;
-        most = where_less(most, bits, bits, most);
+    Words<Isa> most = fill_words<Isa>(0), other = most;
+    const auto take = [&](Words<Isa>& into, Floats<Isa> v) {
+        const Words<Isa> bits = as_words(v) & magnitude;
+        into = where_less(into, bits, bits, into);
+    };
+    int64_t k = 0;
+    for (; k + 2 * lanes <= count; k += 2 * lanes) {
+        take(most, load<Isa>(x + k));
+        take(other, load<Isa>(x + k + lanes));
     }
+    for (; k < count; k += lanes) take(most, load_upto<Isa>(x + k, count - k));
+    most = where_less(most, other, other, most);
     return maximum(as_floats(where_less(most, infinity, most, infinity)));
+}
+
+template <class Isa> INFERPLANE_INLINE Words<Isa> stage_vector(Floats<Isa> x, float inverse, int8_t* codes) {
+    const Words<Isa> made = to_integers(round_even(x * fill<Isa>(inverse)));
+    store_bytes<Isa>(codes, made);
+    return made;
 }
 
 // Codes of `count` values, zeros behind them up to a vector; the sum of the codes.
 template <class Isa, class T> INFERPLANE_INLINE int32_t stage_piece(const T* x, int64_t count, float inverse, int8_t* codes) {
     Words<Isa> total = fill_words<Isa>(0);
-    for (int64_t k = 0; k < count; k += lanes) {
-        const Words<Isa> code = to_integers(round_even(load_upto<Isa>(x + k, count - k) * fill<Isa>(inverse)));
-        store_bytes<Isa>(codes + k, code);
-        total = total + code;
-    }
+    int64_t k = 0;
+    for (; k + lanes <= count; k += lanes) total = total + stage_vector(load<Isa>(x + k), inverse, codes + k);
+    if (k < count) total = total + stage_vector(load_first<Isa>(x + k, count - k), inverse, codes + k);
     return sum(total);
 }
 
