@@ -8,7 +8,7 @@ from .kernel import Default, Kernel, KernelPack, Support, always
 from .linear import GATED_LINEAR, GatedLinear, Linear
 from .moe import Moe, Router
 from .norm import ADD_RMS_NORM, AddRmsNorm, LayerNorm, RmsNorm
-from .quantize import Quantized, Scheme
+from .quantize import Quantized, Scheme, Uncoded
 from .rope import Rope
 from .sample import Sample, Sampled, Sampling
 from .spec import DTYPES, FLOATS, Abstract, Dim, Spec
@@ -24,6 +24,6 @@ __all__ = [
     "Embedding", "GatedActivation", "GatedLinear", "GroupRows", "Kernel", "KernelPack", "LayerNorm", "Linear", "Moe", "Multiply",
     "Packed", "QkvRopeWrite", "Quantized", "RmsNorm", "Rope", "Router", "Sample", "Sampled", "Sampling", "Scale", "Scheme",
     "Scope", "Spec",
-    "StateArray", "StateGroup", "Support", "TakeRows", "Tensor", "Weight", "WeightTable", "WriteKV",
+    "StateArray", "StateGroup", "Support", "TakeRows", "Tensor", "Uncoded", "Weight", "WeightTable", "WriteKV",
     "always", "empty", "unpack",
 ]

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from inferplane.ops import DTYPES, Dim, Linear, Quantized, Scheme
+from inferplane.ops import DTYPES, Dim, Linear, Quantized, Scheme, Uncoded
+from inferplane.ops import quantize as quantizing
 from inferplane.ops.quantize import quantize
 from inferplane.ops.tolerance import within
 from inferplane.platforms.cpu.quantized import SCHEMES, quantized_kernel
@@ -74,7 +75,7 @@ def test_it_is_the_product_of_what_the_codes_stand_for(path: str, text: str, sha
     assert_close(spec, rows(spec, tokens), weights(spec))
 
 
-@pytest.mark.parametrize("text", ["int8:a8g128", "int4:g32:float16:a8g32", "int8:g64:zeros:float16", "int4:g32:bfloat16"])
+@pytest.mark.parametrize("text", ["int8:g128:float16:a8g128", "int4:g32:float16:a8g32", "int8:g64:zeros:float16", "int4:g32:bfloat16"])
 def test_every_dtype_is_multiplied(path: str, dtype: str, text: str) -> None:
     spec = linear(text, 333, 77, dtype=dtype)
     assert_close(spec, rows(spec, 7), weights(spec))
@@ -107,7 +108,9 @@ def test_the_extreme_codes_do_not_saturate(path: str, text: str) -> None:
     assert_close(spec, x, [Quantized(codes, scales)])
 
 
-@pytest.mark.parametrize("text", ["int8:a8", "int8:a8g128", "int4:g32:float16:a8g32", "int4:g64:zeros:a8g32", "int8", "int4:g32:float16"])
+@pytest.mark.parametrize(
+    "text", ["int8:a8", "int8:g128:float16:a8g128", "int4:g32:float16:a8g32", "int4:g64:zeros:a8g32", "int8", "int4:g32:float16"]
+)
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(path: str, dtype: str, text: str) -> None:
     spec = linear(text, 1030, 100, dtype=dtype)
     kernel = quantized_kernel()
@@ -174,6 +177,19 @@ def test_packing_part_by_part_gives_the_bits_of_packing_at_once(text: str) -> No
     whole = Quantized(*(None if pieces[0] is None else np.concatenate(pieces) for pieces in zip(*parts, strict=True)))
     prepare = quantized_kernel().prepare
     np.testing.assert_array_equal(prepare(spec, [whole]).panels, prepare(fused, parts).panels)
+
+
+@pytest.mark.parametrize("text", ["int8:g64:float16:a8g64", "int4:g32:float16:a8g32", "int4:g32:zeros"])
+def test_codes_that_are_made_slice_by_slice_are_packed_to_the_same_bits(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizing, "UNCODED_VALUES", 64 * 96)
+    spec = linear(text, 96, 200, 70)
+    assert spec.scheme is not None
+    floats, taken = [numbers(3, 200, 96), numbers(4, 70, 96)], []
+    prepare = quantized_kernel().prepare
+    whole = prepare(spec, [quantize(weight, spec.scheme) for weight in floats])
+    sliced = prepare(spec, [Uncoded(weight, spec.scheme, lambda: taken.append(1)) for weight in floats])
+    np.testing.assert_array_equal(sliced.panels, whole.panels)
+    assert len(taken) == 4 + 2
 
 
 @pytest.mark.parametrize("text", ["float8_e4m3fn", "int8:af8", "int8:r2", "int4:g6", "int8:a8g30", "int8:rall"])

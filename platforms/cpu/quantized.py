@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ops import DTYPES, Kernel, Quantized, Scheme, Support
+from ...ops import DTYPES, Kernel, Quantized, Scheme, Support, Uncoded
 from ...ops.quantize import SCALES
 from .kernels import COMPUTED, Packed
 from .library import NATIVE, layout, missing_reason
@@ -15,12 +15,12 @@ from .library import NATIVE, layout, missing_reason
 Array = np.ndarray[Any, Any]
 
 BITS = {"int8": 8, "int4": 4}
-SCHEMES = ("int8", "int8:a8", "int8:a8g128", "int4", "int4:a8", "int4:g32:float16:a8g32")
+SCHEMES = ("int8", "int8:a8", "int8:a8g128", "int8:g128:float16:a8g128", "int4", "int4:a8", "int4:g32:float16:a8g32")
 
 
 def quantized_kernel() -> Kernel:
     """Keeps a row's bits whatever its neighbours: pieces of k start at the same places for every row."""
-    return Kernel("linear", "native.quantized_linear", _supports, _linear, _pack, batch_invariant=True, layout=layout())
+    return Kernel("linear", "native.quantized_linear", _supports, _linear, _pack, batch_invariant=True, layout=layout(), takes_slices=True)
 
 
 def _supports(spec: Any) -> Support:
@@ -58,14 +58,15 @@ def _layout(scheme: Scheme, inputs: int) -> tuple[int, int, int, str, bool]:
 
 
 def _pack(spec: Any, parts: Sequence[Any]) -> Packed:
-    """Part by part, so that codes are never held twice."""
+    """Part by part and slice by slice, so that codes are never held twice."""
     scheme, count, total = spec.scheme, len(spec.outputs), sum(dim.size for dim in spec.outputs)
     said = _layout(scheme, spec.input.size)
     panels = NATIVE.allocate(NATIVE.quantized_bytes(total, *said))
     first = 0
     for part in parts[:count]:
-        NATIVE.pack_quantized(panels, total, first, *_contiguous(part, scheme), *said)
-        first += len(part.codes)
+        for codes in part.slices() if isinstance(part, Uncoded) else (part,):
+            NATIVE.pack_quantized(panels, total, first, *_contiguous(codes, scheme), *said)
+            first += len(codes.codes)
     biases = [np.ascontiguousarray(part) for part in parts[count:]]
     return Packed(panels, [*biases] if biases else [None] * count)
 
