@@ -96,7 +96,7 @@ def _pack(spec: Any, parts: Sequence[Array]) -> Packed:
 
 def _pack_gated(spec: Any, parts: Sequence[Array]) -> Packed:
     """Panels of the gate and of the up take turns, so that 64 outputs of both are at hand together."""
-    panels = NATIVE.allocate(NATIVE.packed_bytes(total := gated_rows(spec.linear), spec.linear.input.size, spec.dtype))
+    panels = NATIVE.allocate(NATIVE.packed_bytes(total := gated_rows(spec), spec.linear.input.size, spec.dtype))
     for place, part in enumerate(parts[:2]):
         part = np.ascontiguousarray(part)
         for row in range(0, len(part), PANEL):
@@ -105,9 +105,9 @@ def _pack_gated(spec: Any, parts: Sequence[Array]) -> Packed:
     return Packed(panels, [*biases] if biases else [None, None])
 
 
-def gated_rows(linear: Any) -> int:
-    """Of the packed weight: whole panels of both outputs."""
-    return 2 * -(-linear.outputs[0].size // PANEL) * PANEL
+def gated_rows(spec: Any) -> int:
+    """Of the packed weight of a `GatedLinear`: whole panels of both outputs."""
+    return 2 * -(-spec.linear.outputs[0].size // PANEL) * PANEL
 
 
 def _gated_linear(spec: Any, x: Array, weight: Packed, batch: Any) -> Array:

@@ -1,6 +1,5 @@
 // Python entries of linear: shapes are checked here, and never again.
-#include "arguments.h"
-#include "linear.h"
+#include "bind_linear.h"
 
 namespace inferplane {
 namespace {
@@ -65,25 +64,7 @@ PyObject* py_pack_linear(const Arguments& a) {
     return packed;
 }
 
-// The job of x [tokens, inputs] against a packed weight; outs and what is packed are the caller's.
-LinearJob job_of(const Array& x, const Array& packed, const Array& out) {
-    LinearJob job{};
-    job.x = x.expect({-1, -1}).data;
-    job.packed = packed.data;
-    job.rows = x.shape[0];
-    job.inputs = x.shape[1];
-    job.dtype = x.dtype();
-    job.out_dtype = out.dtype();
-    return job;
-}
-
-void add_out(LinearJob& job, void* data, int64_t width, const Array& x, const std::optional<Array>& bias) {
-    if (bias) bias->expect(x.element).expect({width});
-    job.outs.push_back({data, width, bias ? bias->data : nullptr});
-}
-
 PyObject* run(LinearJob& job, const Array& packed) {
-    INFERPLANE_REQUIRE(job.inputs > 0 && job.outputs > 0, "linear: inputs and outputs must be at least 1");
     expect_packed(packed, job.outputs, job.inputs, job.dtype);
     {
         WithoutGil free;
@@ -93,30 +74,14 @@ PyObject* run(LinearJob& job, const Array& packed) {
 }
 
 PyObject* py_linear(const Arguments& a) {
-    const Array x = a.array(0, "x"), packed = a.array(1, "packed");
-    const std::vector<Array> outs = a.outputs(2, "outs");
-    const std::vector<std::optional<Array>> biases = a.optional_arrays(3, "biases", outs.size());
-    INFERPLANE_REQUIRE(!outs.empty(), "linear: no outputs");
-    LinearJob job = job_of(x, packed, outs[0]);
-    INFERPLANE_REQUIRE(job.out_dtype == job.dtype || job.out_dtype == DType::float32, outs[0].name() + " is " + outs[0].describe() + "; expected " +
-            name_of(x.element) + " or float32");
-    for (size_t i = 0; i < outs.size(); ++i) {
-        outs[i].expect(outs[0].element).expect({job.rows, -1});
-        add_out(job, outs[i].data, outs[i].last(), x, biases[i]);
-        job.outputs += outs[i].last();
-    }
+    LinearJob job{};
+    const Array packed = take_linear(job, a);
     return run(job, packed);
 }
 
 PyObject* py_gated_linear(const Arguments& a) {
-    const Array x = a.array(0, "x"), packed = a.array(1, "packed"), out = a.output(2, "out");
-    const std::vector<std::optional<Array>> biases = a.optional_arrays(3, "biases", 2);
-    LinearJob job = job_of(x, packed, out);
-    out.expect(x.element).expect({job.rows, -1});
-    job.gated = true;
-    job.activation = named_activation(a.text(4, "kind"));
-    for (const std::optional<Array>& bias : biases) add_out(job, out.data, out.last(), x, bias);
-    job.outputs = 2 * round_up(out.last(), 64);
+    LinearJob job{};
+    const Array packed = take_gated(job, a);
     return run(job, packed);
 }
 

@@ -22,14 +22,9 @@ template <class Isa> void scale_sums(const QuantizedLayout& layout, const char* 
     }
 }
 
-template <class Isa, class T>
-INFERPLANE_INLINE void store_quantized(const QuantizedJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* sums) {
-    if (job.out_dtype == DType::float32) store_slice<Isa, T, float>(job, panel, first_row, rows, sums);
-    else store_slice<Isa, T, T>(job, panel, first_row, rows, sums);
-}
-
-// A tile's results leave as soon as they are there: the stores of many rows at once would wait for each other.
-template <class D, class T> void codes_panel(const QuantizedJob& job, int64_t panel, bool last_panel, float* sums) {
+// A tile's results leave as soon as they are there: the stores of many rows at once would wait for each other. Sums of a gate
+// stay, and leave with those of the up behind it, which finds them in `gates`.
+template <class D, class T> void codes_panel(const QuantizedJob& job, int64_t panel, bool last_panel, float* sums, const float* gates) {
     using Isa = typename D::Isa;
     constexpr int most = D::tile_rows;
     const QuantizedLayout& layout = job.layout;
@@ -56,15 +51,19 @@ template <class D, class T> void codes_panel(const QuantizedJob& job, int64_t pa
             else codes_rows<D, 4>(int(tile.rows), work, ahead);
             if (step + block < steps) continue;
             if (!scaled) scale_sums<Isa>(layout, stream, tile.rows, work.sums);
-            store_quantized<Isa, T>(job, panel, job.first_row + tile.first, tile.rows, work.sums);
+            if (gates) store_sums<Isa, T>(job, panel, job.first_row + tile.first, tile.rows, gates + tile.first * panel_columns, work.sums);
         }
     }
 }
 
 template <class D, class T> void multiply_codes(const QuantizedJob& job, int64_t first, int64_t last) {
     static thread_local Scratch scratch;
-    float* sums = scratch.get<float>(job.slab * panel_columns);
-    for (int64_t panel = first; panel < last; ++panel) codes_panel<D, T>(job, panel, panel + 1 == last, sums);
+    const int64_t together = job.panels_together(), each = job.slab * panel_columns;
+    float* sums = scratch.get<float>(together * each);
+    for (int64_t panel = first; panel < last; ++panel) {
+        const int64_t place = panel % together;
+        codes_panel<D, T>(job, panel, panel + 1 == last, sums + place * each, place + 1 == together ? sums : nullptr);
+    }
 }
 
 // Twelve independent chains of byte products: more than latency times issue rate.
