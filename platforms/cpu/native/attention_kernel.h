@@ -37,9 +37,11 @@ template <class P, class T, class S> class AttentionBlock {
     void attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead);
     void attend_apart(int64_t first, const KeyTile<S>& keys);
     void attend(int64_t first, int64_t last, const KeyTile<S>& keys);
-    void weigh(int64_t low, int rows, const float* scores, const KeyTile<S>& keys);
+    void weigh(int64_t low, int rows, int vectors, const float* scores, const KeyTile<S>& keys);
+    template <bool plain, int vectors> void weigh_rows(int64_t low, int rows, const float* scores, const KeyTile<S>& keys);
     void score(const KeyTile<S>& keys, Prefetcher& ahead);
-    void multiply_scores(int64_t low, int rows);
+    void multiply_scores(int64_t low, int rows, int vectors);
+    void multiply_values(int64_t low, int rows, int64_t steps);
 
     const AttentionJob& job_;
     const AttentionTask task_;
@@ -47,6 +49,7 @@ template <class P, class T, class S> class AttentionBlock {
     const KeySpan span_;
     const int64_t rows_, group_, key_steps_, panels_, query_stride_;
     const bool direct_;
+    ScoreRule rule_;            // of every row and tile, but for what is theirs
     Left *queries_, *weights_;  // [rows, query_stride], [tile rows, 64 keys]
     Right *keys_, *values_;     // [key steps, 64 keys], [panels, value steps, 64 dims]
     float* scores_;             // [rows of a tile or of a direct block, 64 keys], twice
@@ -62,7 +65,8 @@ AttentionBlock<P, T, S>::AttentionBlock(const AttentionJob& job, const Attention
     : job_(job), task_(task), cache_(job.cache), span_(key_span(job, task)), rows_(task.last - task.first), group_(job.group()),
       key_steps_((cache_.key_dim + P::k_per_step - 1) / P::k_per_step), panels_((cache_.value_dim + panel_columns - 1) / panel_columns),
       query_stride_(round_up(cache_.key_dim, lanes) + lanes),
-      direct_(task.first / group_ == (task.last - 1) / group_ && rows_ <= direct_rows && cache_.value_dim % panel_columns == 0) {}
+      direct_(task.first / group_ == (task.last - 1) / group_ && rows_ <= direct_rows && cache_.value_dim % panel_columns == 0),
+      rule_(score_rule<P>(job)) {}
 
 // What lasts from tile to tile; returns the bytes it takes.
 template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::carve_own(char* base) {
@@ -99,18 +103,22 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::locate_tile(i
 }
 
 template <class P, class T, class S> void AttentionBlock<P, T, S>::stage_queries() {
-    for (int64_t row = 0; row < rows_; ++row) {
-        const int64_t flat = task_.first + row, token = job_.starts[task_.row] + flat / group_;
-        const int64_t head = task_.kv_head * group_ + flat % group_;
+    const int64_t base = job_.first_position(task_.row) - job_.starts[task_.row];
+    int64_t token = job_.starts[task_.row] + task_.first / group_, in_group = task_.first % group_;
+    for (int64_t row = 0; row < rows_; ++row, ++in_group) {
+        if (in_group == group_) ++token, in_group = 0;
+        const int64_t head = task_.kv_head * group_ + in_group;
         const T* from = static_cast<const T*>(job_.q) + (token * job_.heads + head) * cache_.key_dim;
         Left* to = queries_ + row * query_stride_;
         if constexpr (P::k_per_step == 2) {
-            __builtin_memcpy(to, from, cache_.key_dim * sizeof(T));
+            int64_t d = 0;
+            for (; d + 2 * lanes <= cache_.key_dim; d += 2 * lanes) store_words(to + d, load_words<Isa>(from + d));
+            __builtin_memcpy(to + d, from + d, (cache_.key_dim - d) * sizeof(T));
             to[cache_.key_dim] = Left{};  // an odd key_dim leaves half a pair
         } else {
             for (int64_t d = 0; d < cache_.key_dim; d += lanes) store<Isa>(to + d, load_upto<Isa>(from + d, cache_.key_dim - d));
         }
-        position_[row] = job_.first_position(task_.row) + flat / group_;
+        position_[row] = base + token;
     }
 }
 
@@ -120,55 +128,83 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::score(const K
     kernel(queries_, query_stride_, keys, cache_.key_dim, key_steps_, scores_, ahead);
 }
 
-// Weights of rows low .. low + rows - 1, from scores of `rows` rows.
-template <class P, class T, class S> void AttentionBlock<P, T, S>::weigh(int64_t low, int rows, const float* scores, const KeyTile<S>& keys) {
-    const bool codes = sizeof(S) == 1;
-    const double exact = job_.softcap > 0 ? job_.scale / job_.softcap : job_.scale * 1.4426950408889634;
-    const float factor = float(exact), rest = float(exact - factor);
-    for (int r = 0; r < rows; ++r) {
-        const int64_t row = low + r, head = task_.kv_head * group_ + (task_.first + row) % group_;
-        const ScoreRule rule{factor, rest, job_.softcap, job_.slopes ? job_.slopes[head] : 0.0f, float(keys.start - position_[row]),
-                             codes ? keys.key_scale : nullptr, codes ? keys.value_scale : nullptr, visible(row, keys.start)};
-        softmax<P, rough>(sums_, row, rule, scores + r * key_tile, weights_ + r * key_tile);
+// Weights of rows low .. low + rows - 1, from scores of `rows` rows; nobody sees a key behind `vectors` of them.
+template <class P, class T, class S>
+void AttentionBlock<P, T, S>::weigh(int64_t low, int rows, int vectors, const float* scores, const KeyTile<S>& keys) {
+    const bool plain = job_.softcap == 0 && !job_.slopes && sizeof(S) > 1;  // scores are products times a factor
+    if (!plain) return weigh_rows<false, 4>(low, rows, scores, keys);
+    switch (vectors) {
+        case 1: return weigh_rows<true, 1>(low, rows, scores, keys);
+        case 2: return weigh_rows<true, 2>(low, rows, scores, keys);
+        case 3: return weigh_rows<true, 3>(low, rows, scores, keys);
+        default: return weigh_rows<true, 4>(low, rows, scores, keys);
     }
 }
 
-// Scores of rows low .. low + rows - 1 over packed keys.
-template <class P, class T, class S> void AttentionBlock<P, T, S>::multiply_scores(int64_t low, int rows) {
+template <class P, class T, class S>
+template <bool plain, int vectors> void AttentionBlock<P, T, S>::weigh_rows(int64_t low, int rows, const float* scores, const KeyTile<S>& keys) {
+    ScoreRule rule = rule_;
+    if (!plain && sizeof(S) == 1) rule.key_scale = keys.key_scale, rule.value_scale = keys.value_scale;
+    for (int r = 0; r < rows; ++r, scores += key_tile) {
+        const int64_t row = low + r;
+        Left* weights = weights_ + r * key_tile;
+        rule.seen = visible(row, keys.start);
+        if (!plain) {
+            rule.distance = float(keys.start - position_[row]);
+            if (job_.slopes) rule.slope = job_.slopes[task_.kv_head * group_ + (task_.first + row) % group_];
+        }
+        const bool partial = rule.seen.low > 0 || rule.seen.high < vectors * lanes;
+        if (partial) softmax<P, rough, plain, true, vectors>(sums_, row, rule, scores, weights);
+        else softmax<P, rough, plain, false, vectors>(sums_, row, rule, scores, weights);
+    }
+}
+
+// Scores of rows low .. low + rows - 1 over packed keys, `vectors` of them.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::multiply_scores(int64_t low, int rows, int vectors) {
     const Left* left = queries_ + low * query_stride_;
     for (int64_t step = 0; step < key_steps_; step += score_steps<P>) {
         const int64_t steps = key_steps_ - step < score_steps<P> ? key_steps_ - step : score_steps<P>;
         float* to = step ? scores_ + direct_rows * key_tile : scores_;
-        multiply_tile<P>(rows, left + step * P::left_per_step, query_stride_, keys_ + step * key_tile, steps, to, key_tile / lanes, false);
+        multiply_some<P>(rows, left + step * P::left_per_step, query_stride_, keys_ + step * key_tile, steps, to, vectors);
         for (int i = 0; step && i < rows * key_tile; i += lanes) store<Isa>(scores_ + i, load<Isa>(scores_ + i) + load<Isa>(to + i));
     }
 }
 
-// Rows [first, last) against the packed tile.
+// Adds the values of `steps` steps of keys, weighed, to rows low .. low + rows - 1.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::multiply_values(int64_t low, int rows, int64_t steps) {
+    for (int64_t panel = 0; panel < panels_; ++panel) {
+        const int64_t dims = cache_.value_dim - panel * panel_columns;
+        const int vectors = dims >= panel_columns ? panel_columns / lanes : int((dims + lanes - 1) / lanes);
+        multiply_tile<P>(rows, weights_, key_tile, values_ + panel * value_steps * panel_columns, steps, sums_.row_out(panel, low), vectors, true);
+    }
+}
+
+// Rows [first, last) against the packed tile. The values of a few rows come after the scores of the next few, so that
+// the softmax between waits for neither and no product waits for it.
 template <class P, class T, class S> void AttentionBlock<P, T, S>::attend(int64_t first, int64_t last, const KeyTile<S>& keys) {
     const int64_t most = Isa::tile_rows, tiles = (last - first + most - 1) / most;
+    int64_t low = first, steps = 0;
+    int rows = 0;
     for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t low = first + (last - first) * t / tiles, high = first + (last - first) * (t + 1) / tiles;
-        const int rows = int(high - low);
-        multiply_scores(low, rows);
-        weigh(low, rows, scores_, keys);
-        const int64_t steps = (visible(high - 1, keys.start).high + P::k_per_step - 1) / P::k_per_step;
-        for (int64_t panel = 0; panel < panels_; ++panel) {
-            const int64_t dims = cache_.value_dim - panel * panel_columns;
-            const int vectors = dims >= panel_columns ? panel_columns / lanes : int((dims + lanes - 1) / lanes);
-            multiply_tile<P>(rows, weights_, key_tile, values_ + panel * value_steps * panel_columns, steps,
-                             sums_.row_out(panel, low), vectors, true);
-        }
+        const int64_t next = low + rows, high = first + (last - first) * (t + 1) / tiles;
+        const int64_t seen = visible(high - 1, keys.start).high;
+        const int vectors = int((seen + lanes - 1) / lanes);
+        multiply_scores(next, int(high - next), vectors);
+        if (t) multiply_values(low, rows, steps);
+        low = next, rows = int(high - next), steps = (seen + P::k_per_step - 1) / P::k_per_step;
+        weigh(low, rows, vectors, scores_, keys);
     }
+    multiply_values(low, rows, steps);
 }
 
 // All rows see the same keys, and nobody else's values are in the way.
 template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead) {
     const int64_t most = Isa::tile_rows, tiles = (rows_ + most - 1) / most;
+    const int vectors = int((keys.seen.high + lanes - 1) / lanes);
     score(keys, values_ahead);
     for (int64_t t = 0; t < tiles; ++t) {
         const int64_t low = rows_ * t / tiles, high = rows_ * (t + 1) / tiles;
-        weigh(low, int(high - low), scores_ + low * key_tile, keys);
+        weigh(low, int(high - low), vectors, scores_ + low * key_tile, keys);
         for (int64_t panel = 0; panel < panels_; ++panel) {
             mix_values<P>(int(high - low), weights_, keys, panel * panel_columns, sums_.row_out(panel, low), keys_ahead);
         }
@@ -218,9 +254,10 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::fold_chunk(in
 
 template <class P, class T, class S> void AttentionBlock<P, T, S>::finish() {
     const SoftmaxSums& sums = span_.chunks() > 1 ? folded_ : sums_;
-    for (int64_t row = 0; row < rows_; ++row) {
-        const int64_t flat = task_.first + row, token = job_.starts[task_.row] + flat / group_;
-        const int64_t head = task_.kv_head * group_ + flat % group_;
+    int64_t token = job_.starts[task_.row] + task_.first / group_, in_group = task_.first % group_;
+    for (int64_t row = 0; row < rows_; ++row, ++in_group) {
+        if (in_group == group_) ++token, in_group = 0;
+        const int64_t head = task_.kv_head * group_ + in_group;
         float total = sum(load<Isa>(sums.total + row * lanes)), factor = 1.0f;
         if (job_.sinks) {
             // In double: a sink far above the scores would turn its rounding into a relative error of all.
