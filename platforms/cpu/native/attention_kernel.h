@@ -18,7 +18,7 @@ template <class P, class T, class S> class AttentionBlock {
     AttentionBlock(const AttentionJob& job, const AttentionTask& task);
     int64_t carve_own(char* base);
     int64_t carve_shared(char* base);
-    void stage_queries();
+    void begin();
     void begin_chunk(int64_t chunk);
     void locate_tile(int64_t start, KeyTile<S>& keys) const;
     void attend_tile(const KeyTile<S>& keys, const KeyTile<S>& next);
@@ -32,11 +32,19 @@ template <class P, class T, class S> class AttentionBlock {
     using Prefetcher = Ahead<P>;
     static constexpr int64_t value_steps = key_tile / P::k_per_step;
     static constexpr bool rough = sizeof(T) == 2;
+    static constexpr int64_t rows_ahead = 24;  // whose queries are fetched before they are staged
 
     KeyRange visible(int64_t row, int64_t start) const;
+    int64_t pair(int64_t row) const;
+    const T* query(int64_t row) const { return static_cast<const T*>(job_.q) + pair(row) * cache_.key_dim; }
+    T* result(int64_t row) const { return static_cast<T*>(job_.out) + pair(row) * cache_.value_dim; }
+    void fetch(const T* row) const;
+    void fetch_results(int64_t low, int rows, int64_t tile_end) const;
+    void stage_queries(int64_t end);
     void attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead);
     void attend_apart(int64_t first, const KeyTile<S>& keys);
     void attend(int64_t first, int64_t last, const KeyTile<S>& keys);
+    void store_result(const float* from, Floats<Isa> normal, int64_t dims, T* to) const;
     void weigh(int64_t low, int rows, int vectors, const float* scores, const KeyTile<S>& keys);
     template <bool plain, int vectors> void weigh_rows(int64_t low, int rows, const float* scores, const KeyTile<S>& keys);
     void score(const KeyTile<S>& keys, Prefetcher& ahead);
@@ -56,6 +64,7 @@ template <class P, class T, class S> class AttentionBlock {
     float *chunk_memory_, *folded_memory_;
     int64_t* position_;         // [rows]
     int64_t first_row_ = 0;     // rows before it see nothing from here on
+    int64_t staged_ = 0;        // rows whose queries lie in queries_
     S* zeros_;                  // [value_dim]: what an unseen key's values read as
     SoftmaxSums sums_{nullptr, 0, 0}, folded_{nullptr, 0, 0};  // of this chunk, of those before it
 };
@@ -102,23 +111,44 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::locate_tile(i
     locate<P>(job_, task_, start, {visible(0, start).low, visible(rows_ - 1, start).high}, zeros_, keys);
 }
 
-template <class P, class T, class S> void AttentionBlock<P, T, S>::stage_queries() {
-    const int64_t base = job_.first_position(task_.row) - job_.starts[task_.row];
-    int64_t token = job_.starts[task_.row] + task_.first / group_, in_group = task_.first % group_;
-    for (int64_t row = 0; row < rows_; ++row, ++in_group) {
-        if (in_group == group_) ++token, in_group = 0;
-        const int64_t head = task_.kv_head * group_ + in_group;
-        const T* from = static_cast<const T*>(job_.q) + (token * job_.heads + head) * cache_.key_dim;
-        Left* to = queries_ + row * query_stride_;
+// (token, head) of the whole batch.
+template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::pair(int64_t row) const {
+    const int64_t flat = task_.first + row, token = job_.starts[task_.row] + flat / group_;
+    return token * job_.heads + task_.kv_head * group_ + flat % group_;
+}
+
+template <class P, class T, class S> void AttentionBlock<P, T, S>::begin() {
+    for (int64_t row = 0; row < rows_; ++row) position_[row] = job_.first_position(task_.row) + (task_.first + row) / group_;
+    for (int64_t row = 0; row < rows_ && row < rows_ahead; ++row) fetch(query(row));
+    if (direct_) stage_queries(rows_);
+}
+
+template <class P, class T, class S> void AttentionBlock<P, T, S>::fetch(const T* row) const {
+    for (int64_t d = 0; d < cache_.key_dim; d += cache_line_bytes / int64_t(sizeof(T))) __builtin_prefetch(row + d);
+}
+
+// Up to row `end`, and fetches those that come next.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::stage_queries(int64_t end) {
+    for (; staged_ < end; ++staged_) {
+        const T* from = query(staged_);
+        if (staged_ + rows_ahead < rows_) fetch(query(staged_ + rows_ahead));
+        Left* to = queries_ + staged_ * query_stride_;
+        int64_t d = 0;
         if constexpr (P::k_per_step == 2) {
-            int64_t d = 0;
             for (; d + 2 * lanes <= cache_.key_dim; d += 2 * lanes) store_words(to + d, load_words<Isa>(from + d));
-            __builtin_memcpy(to + d, from + d, (cache_.key_dim - d) * sizeof(T));
+            if (d < cache_.key_dim) __builtin_memcpy(to + d, from + d, (cache_.key_dim - d) * sizeof(T));
             to[cache_.key_dim] = Left{};  // an odd key_dim leaves half a pair
         } else {
-            for (int64_t d = 0; d < cache_.key_dim; d += lanes) store<Isa>(to + d, load_upto<Isa>(from + d, cache_.key_dim - d));
+            for (; d < cache_.key_dim; d += lanes) store<Isa>(to + d, load_upto<Isa>(from + d, cache_.key_dim - d));
         }
-        position_[row] = base + token;
+    }
+}
+
+// The lines of results that rows low .. low + rows - 1 are about to be written to, where this tile is their last.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::fetch_results(int64_t low, int rows, int64_t tile_end) const {
+    for (int64_t row = low; row < low + rows && !task_.parts; ++row) {
+        if (position_[row] >= tile_end) continue;
+        for (int64_t d = 0; d < cache_.value_dim; d += cache_line_bytes / int64_t(sizeof(T))) __builtin_prefetch(result(row) + d, 1);
     }
 }
 
@@ -189,10 +219,12 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::attend(int64_
         const int64_t next = low + rows, high = first + (last - first) * (t + 1) / tiles;
         const int64_t seen = visible(high - 1, keys.start).high;
         const int vectors = int((seen + lanes - 1) / lanes);
+        stage_queries(high);
         multiply_scores(next, int(high - next), vectors);
         if (t) multiply_values(low, rows, steps);
         low = next, rows = int(high - next), steps = (seen + P::k_per_step - 1) / P::k_per_step;
         weigh(low, rows, vectors, scores_, keys);
+        fetch_results(low, rows, keys.start + key_tile);
     }
     multiply_values(low, rows, steps);
 }
@@ -254,31 +286,37 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::fold_chunk(in
 
 template <class P, class T, class S> void AttentionBlock<P, T, S>::finish() {
     const SoftmaxSums& sums = span_.chunks() > 1 ? folded_ : sums_;
-    int64_t token = job_.starts[task_.row] + task_.first / group_, in_group = task_.first % group_;
-    for (int64_t row = 0; row < rows_; ++row, ++in_group) {
-        if (in_group == group_) ++token, in_group = 0;
-        const int64_t head = task_.kv_head * group_ + in_group;
+    for (int64_t row = 0; row < rows_; ++row) {
         float total = sum(load<Isa>(sums.total + row * lanes)), factor = 1.0f;
         if (job_.sinks) {
             // In double: a sink far above the scores would turn its rounding into a relative error of all.
-            const double sink = double(job_.sinks[head]) * 1.4426950408889634, peak = sums.peak[row] > sink ? sums.peak[row] : sink;
+            const double sink = double(job_.sinks[pair(row) % job_.heads]) * 1.4426950408889634, peak = sums.peak[row] > sink ? sums.peak[row] : sink;
             factor = float(__builtin_exp2(sums.peak[row] - peak));
             total = total * factor + float(__builtin_exp2(sink - peak));
         }
         const Floats<Isa> normal = fill<Isa>(factor / total);
-        T* to = static_cast<T*>(job_.out) + (token * job_.heads + head) * cache_.value_dim;
-        if constexpr (P::k_per_step == 2) {
-            for (int64_t d = 0; direct_ && d < cache_.value_dim; d += 2 * lanes) {
-                float* pair = sums.row_out(d / panel_columns, row) + d % panel_columns;
-                Floats<Isa> low = load<Isa>(pair), high = load<Isa>(pair + lanes);
-                P::straighten(low, high);
-                store<Isa>(pair, low);
-                store<Isa>(pair + lanes, high);
-            }
+        T* to = result(row);
+        for (int64_t panel = 0; panel < panels_; ++panel, to += panel_columns) {
+            store_result(sums.row_out(panel, row), normal, cache_.value_dim - panel * panel_columns, to);
         }
-        for (int64_t d = 0; d < cache_.value_dim; d += lanes) {
-            const float* from = sums.row_out(d / panel_columns, row) + d % panel_columns;
-            store_upto<Isa>(to + d, load<Isa>(from) * normal, cache_.value_dim - d);
+    }
+}
+
+// One row's sums over a panel, the first `dims` of them.
+template <class P, class T, class S>
+INFERPLANE_INLINE void AttentionBlock<P, T, S>::store_result(const float* from, Floats<Isa> normal, int64_t dims, T* to) const {
+    Floats<Isa> v[panel_columns / lanes];
+    for (int j = 0; j < panel_columns / lanes; ++j) v[j] = load<Isa>(from + j * lanes) * normal;
+    if constexpr (P::k_per_step == 2) {
+        for (int j = 0; direct_ && j < panel_columns / lanes; j += 2) P::straighten(v[j], v[j + 1]);
+    }
+    for (int j = 0; j < panel_columns / lanes; ++j) {
+        const int64_t left = dims - j * lanes;
+        if (left >= lanes) {
+            if constexpr (P::k_per_step == 2) P::store_left(to + j * lanes, v[j]);
+            else store<Isa>(to + j * lanes, v[j]);
+        } else if (left > 0) {
+            store_first<Isa>(to + j * lanes, v[j], left);
         }
     }
 }
@@ -313,7 +351,7 @@ template <class P, class T, class S> void attend_task(const AttentionJob& job, c
     for (int64_t h = 0; h < task.heads; ++h) {
         blocks[h].carve_shared(base);
         blocks[h].carve_own(base + shared + h * own);
-        blocks[h].stage_queries();
+        blocks[h].begin();
     }
     for (int64_t chunk = span.first_chunk(); chunk < span.first_chunk() + span.chunks(); ++chunk) {
         if (one_part && chunk != task.chunk) continue;
