@@ -54,16 +54,16 @@ template <class Isa> INFERPLANE_INLINE float power_between(float from, float to)
     return factor[0];
 }
 
-// Everything in units of log 2, so that the exponential is one of base 2.
-template <class Isa, bool rough, bool plain> INFERPLANE_INLINE Floats<Isa> score(Floats<Isa> product, const ScoreRule& rule, int j) {
+// The score plus `base`. Everything in units of log 2, so that the exponential is one of base 2.
+template <class Isa, bool rough, bool plain> INFERPLANE_INLINE Floats<Isa> above(Floats<Isa> product, const ScoreRule& rule, int j, Floats<Isa> base) {
+    if (plain && rough) return multiply_add(product, fill<Isa>(rule.factor), base);
     if (!plain && rule.key_scale) product = product * load<Isa>(rule.key_scale + j * lanes);
     if constexpr (rough) product = product * fill<Isa>(rule.factor);
     else product = multiply_add(product, fill<Isa>(rule.factor), product * fill<Isa>(rule.rest));
-    if (plain) return product;
-    if (rule.softcap > 0) product = tanh(product) * fill<Isa>(rule.softcap * log2_e);
-    if (rule.slope == 0) return product;
+    if (!plain && rule.softcap > 0) product = tanh(product) * fill<Isa>(rule.softcap * log2_e);
+    if (plain || rule.slope == 0) return product + base;
     const Floats<Isa> key = from_integers(lane_index<Isa>()) + fill<Isa>(float(j * lanes) + rule.distance);
-    return multiply_add(key, fill<Isa>(rule.slope * log2_e), product);
+    return multiply_add(key, fill<Isa>(rule.slope * log2_e), product) + base;
 }
 
 template <class Isa> INFERPLANE_INLINE Floats<Isa> only(Floats<Isa> values, KeyRange range, int j, float otherwise) {
@@ -76,21 +76,28 @@ template <class Isa> INFERPLANE_INLINE Floats<Isa> only(Floats<Isa> values, KeyR
 template <class P, bool rough, bool plain, bool partial, int vectors>
 INFERPLANE_INLINE void softmax(const SoftmaxSums& sums, int64_t row, const ScoreRule& rule, const float* products, typename P::Left* weights) {
     using Isa = typename P::Isa;
-    Floats<Isa> s[vectors], best = fill<Isa>(-__builtin_inff());
-    for (int j = 0; j < vectors; ++j) {
-        s[j] = score<Isa, rough, plain>(load<Isa>(products + j * lanes), rule, j);
-        if (partial) s[j] = only(s[j], rule.seen, j, -__builtin_inff());
-        best = larger(s[j], best);
+    Floats<Isa> s[vectors], best;
+    const auto measure = [&] {  // from the peak
+        const Floats<Isa> base = fill<Isa>(-sums.peak[row]);
+        best = fill<Isa>(-__builtin_inff());
+        for (int j = 0; j < vectors; ++j) {
+            s[j] = above<Isa, rough, plain>(load<Isa>(products + j * lanes), rule, j, base);
+            if (partial) s[j] = only(s[j], rule.seen, j, -__builtin_inff());
+            best = larger(s[j], best);
+        }
+    };
+    measure();
+    if (__builtin_expect(Isa::any_above(best, peak_slack), 0)) {
+        const float old = sums.peak[row];
+        sums.peak[row] = 0;
+        measure();
+        sums.peak[row] = maximum(best);
+        if (old > nothing_seen) rescale<Isa>(sums, row, power_between<Isa>(old, sums.peak[row]));
+        measure();
     }
-    const float old = sums.peak[row], highest = maximum(best);
-    if (__builtin_expect(highest > old + peak_slack, 0)) {
-        sums.peak[row] = highest;
-        if (old > nothing_seen) rescale<Isa>(sums, row, power_between<Isa>(old, highest));
-    }
-    const Floats<Isa> base = fill<Isa>(sums.peak[row]);
     Floats<Isa> total = load<Isa>(sums.total + row * lanes);
     for (int j = 0; j < vectors; ++j) {
-        Floats<Isa> w = exp2_small<Isa, rough>(s[j] - base);
+        Floats<Isa> w = exp2_small<Isa, rough>(s[j]);
         total = total + w;
         if (!plain && rule.value_scale) {
             w = w * load<Isa>(rule.value_scale + j * lanes);
