@@ -41,7 +41,7 @@ template <class P, class T, class S> class AttentionBlock {
     void fetch(const T* row) const;
     void fetch_results(int64_t low, int rows, int64_t tile_end) const;
     void stage_queries(int64_t end);
-    void attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead);
+    void attend_direct(const KeyTile<S>& keys, Prefetcher& keys_ahead, Prefetcher& values_ahead);
     void attend_apart(int64_t first, const KeyTile<S>& keys);
     void attend(int64_t first, int64_t last, const KeyTile<S>& keys);
     void store_result(const float* from, Floats<Isa> normal, int64_t dims, T* to) const;
@@ -230,15 +230,15 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::attend(int64_
 }
 
 // All rows see the same keys, and nobody else's values are in the way.
-template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead) {
+template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_direct(const KeyTile<S>& keys, Prefetcher& keys_ahead, Prefetcher& values_ahead) {
     const int64_t most = Isa::tile_rows, tiles = (rows_ + most - 1) / most;
     const int vectors = int((keys.seen.high + lanes - 1) / lanes);
-    score(keys, values_ahead);
+    score(keys, keys_ahead);
     for (int64_t t = 0; t < tiles; ++t) {
         const int64_t low = rows_ * t / tiles, high = rows_ * (t + 1) / tiles;
         weigh(low, int(high - low), vectors, scores_ + low * key_tile, keys);
         for (int64_t panel = 0; panel < panels_; ++panel) {
-            mix_values<P>(int(high - low), weights_, keys, panel * panel_columns, sums_.row_out(panel, low), keys_ahead);
+            mix_values<P>(int(high - low), weights_, keys, panel * panel_columns, sums_.row_out(panel, low), values_ahead);
         }
     }
 }
@@ -265,10 +265,10 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::begin_chunk(i
 }
 
 template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_tile(const KeyTile<S>& keys, const KeyTile<S>& next) {
-    Prefetcher values_ahead(keys.value_runs, job_.v_cache ? keys.runs : 0), keys_ahead(next.key_runs, next.runs);
-    if (direct_) return attend_direct(keys, values_ahead, keys_ahead);
-    pack_keys<P>(keys, cache_.key_dim, key_steps_, keys_, values_ahead);
-    const bool finite = pack_values<P>(keys, keys.seen, cache_.value_dim, zeros_, values_, keys_ahead);
+    Prefetcher keys_ahead(next.key_runs, next.runs), values_ahead(next.value_runs, job_.v_cache ? next.runs : 0);
+    if (direct_) return attend_direct(keys, keys_ahead, values_ahead);
+    pack_keys<P>(keys, cache_.key_dim, key_steps_, keys_, keys_ahead);
+    const bool finite = pack_values<P>(keys, keys.seen, cache_.value_dim, zeros_, values_, values_ahead);
     while (position_[first_row_] < keys.start) ++first_row_;
     if (finite) attend(first_row_, rows_, keys);
     else attend_apart(first_row_, keys);
