@@ -1,4 +1,4 @@
-// One attention task: up to 96 (token, head) rows against the keys of their key/value head, 64 at a time.
+// One attention task: some hundred (token, head) rows against the keys of their key/value head, 64 at a time.
 //
 //   scores    [6 rows, 64 keys] = q K                  over packed keys, by the tile kernel of linear
 //   softmax   weights [6 rows, 64 keys]                attention_softmax.h
@@ -172,7 +172,8 @@ void AttentionBlock<P, T, S>::weigh(int64_t low, int rows, int vectors, const fl
 }
 
 template <class P, class T, class S>
-template <bool plain, int vectors> void AttentionBlock<P, T, S>::weigh_rows(int64_t low, int rows, const float* scores, const KeyTile<S>& keys) {
+template <bool plain, int vectors>
+void AttentionBlock<P, T, S>::weigh_rows(int64_t low, int rows, const float* scores, const KeyTile<S>& keys) {
     ScoreRule rule = rule_;
     if (!plain && sizeof(S) == 1) rule.key_scale = keys.key_scale, rule.value_scale = keys.value_scale;
     for (int r = 0; r < rows; ++r, scores += key_tile) {
@@ -205,7 +206,8 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::multiply_valu
     for (int64_t panel = 0; panel < panels_; ++panel) {
         const int64_t dims = cache_.value_dim - panel * panel_columns;
         const int vectors = dims >= panel_columns ? panel_columns / lanes : int((dims + lanes - 1) / lanes);
-        multiply_tile<P>(rows, weights_, key_tile, values_ + panel * value_steps * panel_columns, steps, sums_.row_out(panel, low), vectors, true);
+        const Right* values = values_ + panel * value_steps * panel_columns;
+        multiply_tile<P>(rows, weights_, key_tile, values, steps, sums_.row_out(panel, low), vectors, true);
     }
 }
 
@@ -230,7 +232,8 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::attend(int64_
 }
 
 // All rows see the same keys, and nobody else's values are in the way.
-template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_direct(const KeyTile<S>& keys, Prefetcher& keys_ahead, Prefetcher& values_ahead) {
+template <class P, class T, class S>
+void AttentionBlock<P, T, S>::attend_direct(const KeyTile<S>& keys, Prefetcher& keys_ahead, Prefetcher& values_ahead) {
     const int64_t most = Isa::tile_rows, tiles = (rows_ + most - 1) / most;
     const int vectors = int((keys.seen.high + lanes - 1) / lanes);
     score(keys, keys_ahead);
@@ -290,7 +293,8 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::finish() {
         float total = sum(load<Isa>(sums.total + row * lanes)), factor = 1.0f;
         if (job_.sinks) {
             // In double: a sink far above the scores would turn its rounding into a relative error of all.
-            const double sink = double(job_.sinks[pair(row) % job_.heads]) * 1.4426950408889634, peak = sums.peak[row] > sink ? sums.peak[row] : sink;
+            const double sink = double(job_.sinks[pair(row) % job_.heads]) * 1.4426950408889634;
+            const double peak = sums.peak[row] > sink ? sums.peak[row] : sink;
             factor = float(__builtin_exp2(sums.peak[row] - peak));
             total = total * factor + float(__builtin_exp2(sink - peak));
         }

@@ -55,7 +55,8 @@ template <class Isa> INFERPLANE_INLINE float power_between(float from, float to)
 }
 
 // The score plus `base`. Everything in units of log 2, so that the exponential is one of base 2.
-template <class Isa, bool rough, bool plain> INFERPLANE_INLINE Floats<Isa> above(Floats<Isa> product, const ScoreRule& rule, int j, Floats<Isa> base) {
+template <class Isa, bool rough, bool plain>
+INFERPLANE_INLINE Floats<Isa> above(Floats<Isa> product, const ScoreRule& rule, int j, Floats<Isa> base) {
     if (plain && rough) return multiply_add(product, fill<Isa>(rule.factor), base);
     if (!plain && rule.key_scale) product = product * load<Isa>(rule.key_scale + j * lanes);
     if constexpr (rough) product = product * fill<Isa>(rule.factor);
@@ -74,7 +75,8 @@ template <class Isa> INFERPLANE_INLINE Floats<Isa> only(Floats<Isa> values, KeyR
 // products [16 * vectors] of row `row` -> weights, 0 for keys that it does not see; sums.total and sums.out follow the peak.
 // partial: the mask guards the diagonal, the window, the row's end. It sees no keys beyond those of `vectors`.
 template <class P, bool rough, bool plain, bool partial, int vectors>
-INFERPLANE_INLINE void softmax(const SoftmaxSums& sums, int64_t row, const ScoreRule& rule, const float* products, typename P::Left* weights) {
+INFERPLANE_INLINE void softmax(const SoftmaxSums& sums, int64_t row, const ScoreRule& rule, const float* products,
+                               typename P::Left* weights) {
     using Isa = typename P::Isa;
     Floats<Isa> s[vectors], best;
     const auto measure = [&] {  // from the peak
