@@ -52,6 +52,6 @@ class Graphs:
         eager(weights, state, *zeroed)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
             made = eager(weights, state, *zeroed)
         return _Recorded(weights, state, *zeroed, graph, made)

@@ -35,6 +35,13 @@ class Device:
             self.start(kernel, grid, arguments, {**config.meta, **constants}, config)
 
 
-def on_chip(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], launch: Launch) -> None:
-    """On the current device and stream of torch, compiled at the first use of each combination of types."""
-    kernel[grid](*arguments, **constants, **launch.options)
+def on_chip(device: torch.device) -> Start:
+    """On torch's current stream of that device, compiled at the first use of each combination of types.
+
+    The current device belongs to a thread, and steps may be started from another one than the platform was opened in.
+    """
+    def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], launch: Launch) -> None:
+        with torch.cuda.device(device):
+            kernel[grid](*arguments, **constants, **launch.options)
+
+    return start

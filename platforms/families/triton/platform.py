@@ -89,7 +89,6 @@ class TritonPlatform(TorchPlatform):
         if index >= count:
             raise ConfigError(f"platform {self.name}: asked for device {index}, and torch sees {count}. Name one from 0 to {count - 1}, "
                               "or make it visible to this process.")
-        torch.cuda.set_device(index)
         return torch.device("cuda", index)
 
     def _runs_on(self) -> Device:
@@ -100,7 +99,7 @@ class TritonPlatform(TorchPlatform):
 
         if self.interpreted:
             return Device(self.device, interpreted_target(self.vendor), interpreted.start)
-        return Device(self.device, of_device(self.vendor, self.device), on_chip)
+        return Device(self.device, of_device(self.vendor, self.device), on_chip(self.device))
 
     def kernels(self) -> Sequence[Kernel]:
         from .kernels import triton_kernels
