@@ -73,9 +73,13 @@ def _logprobs(device: Device, logits: Tensor, tokens: Tensor, count: int) -> tup
     """(of the tokens [samples], the `count` best ids and values [samples, count]); Nones where `count` is -1."""
     if count < 0:
         return None, None, None
-    normal = torch.log_softmax(logits, dim=-1)
+    samples, vocab = logits.shape
+    peaks, sums = torch.empty(2, samples, 1, dtype=torch.float32, device=logits.device)
+    device.launch(sample_kernel.normal, (samples,), peaks, sums, logits, vocab, logits.stride(0),
+                  config=device.configured("rank", vocab=vocab))
     best = _best(device, logits, count)
-    return normal.gather(-1, tokens.long()[:, None])[:, 0], best, normal.gather(-1, best.long())
+    chosen, others = ((logits.gather(-1, ids.long()) - peaks) - sums for ids in (tokens[:, None], best))
+    return chosen[:, 0], best, others
 
 
 def _best(device: Device, logits: Tensor, count: int) -> Tensor:

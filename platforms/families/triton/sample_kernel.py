@@ -131,6 +131,24 @@ def rank(best_ids, logits, vocab, row_stride, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def normal(peaks, sums, logits, vocab, row_stride, BLOCK: tl.constexpr):
+    """Of each row the highest logit, and the logarithm of the sum of exp(logit - highest); lanes are summed apart, then together."""
+    row = tl.program_id(0)
+    start = logits + row.to(tl.int64) * row_stride
+    highest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for first in range(0, vocab, BLOCK):
+        ids = first + tl.arange(0, BLOCK)
+        highest = tl.maximum(highest, tl.load(start + ids, mask=ids < vocab, other=float("-inf")))
+    peak = tl.max(highest, axis=0)
+    summed = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, vocab, BLOCK):
+        ids = first + tl.arange(0, BLOCK)
+        summed += tl.exp(tl.load(start + ids, mask=ids < vocab, other=float("-inf")) - peak)
+    tl.store(peaks + row, peak)
+    tl.store(sums + row, tl.log(tl.sum(summed, axis=0)))
+
+
+@triton.jit
 def _best(scores, ids):
     """(the highest score, the lowest id that has it)."""
     best = tl.max(scores, axis=0)
