@@ -73,6 +73,8 @@ def _interpreting() -> Iterator[None]:
         options = interpreter.interpreter_builder.options
         interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
         scope = interpreter._patch_lang(_patched)
+        # Triton 3.6 asks int() of an array with one dimension, which NumPy 2.4 refuses.
+        scope.set_attr(tl.tensor, "__index__", lambda self: int(self.handle.data.item()))
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ from ..torch.arrays import host, tensor
 from ..torch.state import TorchState
 from . import blocks_kernel
 from .device import Device
+from .rows import power_of_two
 
 WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 """What values are moved as, whatever they mean: the largest that divides a head's part of a block."""
@@ -53,9 +54,11 @@ class TritonState(TorchState):
     def _launch(self, kernel: Any, array: Tensor, count: int, arguments: tuple[Tensor, ...], **constants: Any) -> None:
         moved, config = _words(array), self._device.configured("blocks")
         layers, _, heads, size = moved.shape
-        rows = layers * count * heads
-        grid = (-(-rows // config.meta["ROWS"]), -(-size // config.meta["BLOCK"]))
-        self._device.launch(kernel, grid, moved, *arguments, rows, count, heads, size, moved.stride(0), **constants, config=config)
+        rows, block = layers * count * heads, min(config.meta["BLOCK"], power_of_two(size))
+        self._device.launch(
+            kernel, (-(-rows // config.meta["ROWS"]), -(-size // block)),
+            moved, *arguments, rows, count, heads, size, moved.stride(0), BLOCK=block, **constants, config=config,
+        )
 
 
 def _words(array: Tensor) -> Tensor:
