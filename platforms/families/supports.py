@@ -25,7 +25,7 @@ class Plain:
         return self._plain(spec) or (f"{len(spec.outputs)} outputs need a fused weight" if len(spec.outputs) > 1 else None)
 
     def fused(self, spec: Linear) -> Support:
-        return self._plain(spec) or ("one output needs no fused weight" if len(spec.outputs) == 1 else None)
+        return self._plain(spec) or (f"one output in {spec.dtype} needs no fused weight" if len(spec.outputs) == 1 else None)
 
     def quantized(self, spec: Linear) -> Support:
         return f"for weights under a scheme, and not for those of {spec.dtype}" if spec.scheme is None else self._linear(spec)

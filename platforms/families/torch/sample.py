@@ -57,9 +57,13 @@ def kept(scores: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(of the tokens [samples], the `count` best ids and values [samples, count]); Nones where `count` is -1."""
+    """(of the tokens [samples], the `count` best ids and values [samples, count]); Nones where `count` is -1.
+
+    `torch.log_softmax` sums a large vocabulary less exactly than `sum`.
+    """
     if count < 0:
         return None, None, None
-    normal = torch.log_softmax(logits, dim=-1)
+    below = logits - logits.amax(-1, keepdim=True)
+    normal = below - below.exp().sum(-1, keepdim=True).log()
     best = torch.sort(logits, dim=-1, descending=True, stable=True).indices[:, :count]
     return normal.gather(-1, tokens.long()[:, None])[:, 0], best.int(), normal.gather(-1, best)
