@@ -33,21 +33,6 @@ class Planned(Platform):
         )
 
 
-class Cuda(Planned):
-    name = "cuda"
-    chip = "NVIDIA GPU"
-    nodes = ("/dev/nvidia[0-9]*", "/proc/driver/nvidia/gpus/*", "/dev/dxg")
-    modules: ClassVar = dict.fromkeys(("torch", "triton"), "pip install 'inferplane[cuda]'")
-
-
-class Rocm(Planned):
-    name = "rocm"
-    chip = "AMD GPU"
-    nodes = ("/dev/kfd",)
-    modules: ClassVar = dict.fromkeys(("torch", "triton"), "install AMD's ROCm builds of torch and triton, then "
-                                      "pip install 'inferplane[rocm]'")
-
-
 class Tpu(Planned):
     name = "tpu"
     chip = "Google TPU"

@@ -1,0 +1,14 @@
+"""The table of Triton kernels, in order of preference; torch's stand behind them."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....ops import Kernel
+from . import rows
+from .device import Device
+
+
+def triton_kernels(device: Device) -> Sequence[Kernel]:
+    return [
+        *rows.kernels(device),
+    ]

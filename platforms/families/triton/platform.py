@@ -1,0 +1,131 @@
+"""The part of the contract that cuda and rocm share: our kernels before torch's, on a chip or under Triton's interpreter.
+
+torch and triton are imported inside the methods: a subclass is loaded, and its `probe` asked, where they may be missing.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from glob import glob
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ....errors import ConfigError
+from ....ops import BatchShape, Kernel
+from ...contract import Availability, Buckets, Capabilities, Memory, Options, Step
+from ..supports import SCHEMES
+from ..torch import TorchPlatform
+
+if TYPE_CHECKING:
+    import torch
+
+    from .device import Device
+
+INTERPRETED = "interpreted"
+BUCKETS = Buckets(
+    tokens=(1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64),
+    rows=(1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64),
+    samples=(1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64),
+    blocks=(16, 64, 256, 1024),
+)
+"""Small steps of decoding are captured, so their sizes are few; past 64, a step is padded by less than 64 tokens."""
+
+
+class TritonPlatform(TorchPlatform):
+    """`name` is the first visible device, `name:1` the second, `name:interpreted` Triton's interpreter on the CPU.
+
+    To subclass: `name`, `vendor`, and what `probe` looks for.
+    """
+
+    vendor: ClassVar[Literal["nvidia", "amd"]]
+    chip: ClassVar[str]
+    nodes: ClassVar[tuple[str, ...]]
+    """Paths, as glob patterns, of which a machine with the chip has at least one."""
+    build: ClassVar[str]
+    """What torch's `version.py` calls its builds for the chip."""
+    install: ClassVar[str]
+    """How torch and triton for the chip are installed."""
+
+    capabilities = Capabilities(dtypes=("bfloat16", "float16", "float32"), schemes=SCHEMES)
+
+    def __init__(self, options: Options) -> None:
+        from .capture import Graphs
+
+        super().__init__(options)
+        told = replace(self.capabilities, devices=(str(self.device),))
+        self.interpreted = self.device.type == "cpu"
+        self.capabilities = replace(told, grade=INTERPRETED) if self.interpreted else replace(told, buckets=BUCKETS)
+        self.runs_on = self._runs_on()
+        self.graphs = None if self.interpreted else Graphs(self.device)
+
+    @classmethod
+    def probe(cls, options: Options) -> Availability:
+        missing = [name for name in ("torch", "triton") if find_spec(name) is None]
+        if options.text == INTERPRETED:
+            lacks = f"Python lacks {' and '.join(missing)}"
+            return (Availability(False, lacks, "pip install torch triton") if missing else
+                    Availability(True, "kernels under Triton's interpreter, on the CPU: slow, for proofs only"))
+        devices = [path for pattern in cls.nodes for path in sorted(glob(pattern))]
+        found = f"found {cls.chip} ({devices[0]})" if devices else f"no {cls.chip} found (no {' or '.join(cls.nodes)})"
+        wrong = f"torch is not built for {cls.chip}s" if not (missing or _built_for(cls.build)) else ""
+        wrong = f"Python lacks {' and '.join(missing)}" if missing else wrong
+        if devices and not wrong:
+            return Availability(True, f"{found}; torch and triton are installed")
+        remedies = [*([] if devices else [f"Use platform 'cpu' or 'auto', or '{cls.name}:{INTERPRETED}' to try the kernels without a GPU"]),
+                    *([f"For a GPU: {cls.install}"] if wrong else [])]
+        return Availability(False, f"{found}{', ' if wrong else ''}{wrong}", ". ".join(remedies) + ".")
+
+    def find_device(self, options: Options) -> torch.device:
+        import torch
+
+        if options.extra or not (options.text in ("", INTERPRETED) or options.text.isdecimal()):
+            raise ConfigError(f"platform {self.name} takes the number of a device or {INTERPRETED!r}; found {options}")
+        if options.text == INTERPRETED:
+            return torch.device("cpu")
+        index, count = int(options.text or 0), torch.cuda.device_count()
+        if index >= count:
+            raise ConfigError(f"platform {self.name}: asked for device {index}, and torch sees {count}. Name one from 0 to {count - 1}, "
+                              "or make it visible to this process.")
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+
+    def _runs_on(self) -> Device:
+        from . import interpreted
+        from .device import Device, on_chip
+        from .target import interpreted as interpreted_target
+        from .target import of_device
+
+        if self.interpreted:
+            return Device(self.device, interpreted_target(self.vendor), interpreted.start)
+        return Device(self.device, of_device(self.vendor, self.device), on_chip)
+
+    def kernels(self) -> Sequence[Kernel]:
+        from .kernels import triton_kernels
+
+        return [*triton_kernels(self.runs_on), *super().kernels()]
+
+    def compile(self, step: Step, shape: BatchShape) -> Any:
+        """Steps that only decode are captured as a graph at their first use; others run as they are."""
+        eager = super().compile(step, shape)
+        if self.graphs is None or shape.longest_query > 1 or shape.edits or shape.logprobs >= 0:
+            return eager
+        return self.graphs.captured(eager)
+
+    def memory(self) -> Memory:
+        """What torch's allocator holds without using it counts as free."""
+        if self.interpreted:
+            return super().memory()
+        import torch
+
+        free, total = torch.cuda.mem_get_info(self.device)
+        idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return Memory(total=total, free=free + idle)
+
+
+def _built_for(build: str) -> bool:
+    """Whether the installed torch says that it is built with `build`; read from its file, since torch takes seconds to import."""
+    spec = find_spec("torch")
+    text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8") if spec and spec.origin else ""
+    return re.search(rf"^{build}\b[^=]*=\s*['\"]", text, re.MULTILINE) is not None
