@@ -12,16 +12,17 @@ import triton.language as tl
 @triton.jit
 def widened(codes, dtype: tl.constexpr):
     """int8, float8 or e4m3 bits (uint8) as floats of `dtype` (float32, bfloat16, float16), which has all of them."""
-    if codes.dtype == tl.int8:
-        if dtype == tl.float16:
-            made = ((codes.to(tl.uint8, bitcast=True) ^ 0x80).to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
-            return made.to(dtype)
+    if codes.dtype == tl.int8 and dtype == tl.float16:
+        bits = (codes.to(tl.uint8, bitcast=True) ^ 0x80).to(tl.uint16) | 0x6400
+        made = bits.to(tl.float16, bitcast=True) - 1152.0
+    elif codes.dtype == tl.int8:
         bits = (codes.to(tl.uint8, bitcast=True) ^ 0x80).to(tl.uint32) | 0x4B000000
-        return (bits.to(tl.float32, bitcast=True) - 8388736.0).to(dtype)
+        made = bits.to(tl.float32, bitcast=True) - 8388736.0
     elif codes.dtype == tl.uint8:
-        return e4m3_value(codes).to(dtype)
+        made = e4m3_value(codes)
     else:
-        return codes.to(dtype)
+        made = codes
+    return made.to(dtype)
 
 
 @triton.jit

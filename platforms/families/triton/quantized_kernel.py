@@ -62,46 +62,45 @@ def quantize_rows(
 @triton.jit
 def halves(packed, HIGH: tl.constexpr):
     """The low or the high four bits of int8, with their sign."""
-    if HIGH:
-        return packed >> 4
-    else:
-        return (packed << 4).to(tl.int8) >> 4
+    return packed >> 4 if HIGH else (packed << 4).to(tl.int8) >> 4
 
 
 @triton.jit
-def multiplied(codes, values, zeros, sums, PRODUCT: tl.constexpr, INT4: tl.constexpr):
+def multiplied(codes, values, zeros, sums, product: tl.constexpr, INT4: tl.constexpr):
     """codes [outputs, step], values [step, rows], zeros [outputs] pointers or None -> sums + (codes - zeros) values.
 
-    PRODUCT: what both become on the way into the matrix unit; nothing is rounded there.
+    product: what both become on the way into the matrix unit; nothing is rounded there.
     """
-    if PRODUCT == tl.int8:
+    if product == tl.int8:
         if zeros is None:
-            return tl.dot(codes, values, sums, out_dtype=tl.int32)
+            made = tl.dot(codes, values, sums, out_dtype=tl.int32)
         elif INT4:
-            return tl.dot(codes - tl.load(zeros)[:, None], values, sums, out_dtype=tl.int32)
+            made = tl.dot(codes - tl.load(zeros)[:, None], values, sums, out_dtype=tl.int32)
         else:
             shift = tl.load(zeros).to(tl.int32)[:, None] * tl.sum(values.to(tl.int32), axis=0)[None, :]
-            return tl.dot(codes, values, sums, out_dtype=tl.int32) - shift
-    elif PRODUCT == tl.float32 or PRODUCT == tl.bfloat16 or PRODUCT == tl.float16:
-        return tl.dot(shifted(codes, zeros, PRODUCT), values_of(values, PRODUCT), sums, input_precision="ieee")
+            made = tl.dot(codes, values, sums, out_dtype=tl.int32) - shift
+    elif product == tl.float32 or product == tl.bfloat16 or product == tl.float16:
+        made = tl.dot(shifted(codes, zeros, product), values_of(values, product), sums, input_precision="ieee")
     else:
-        return tl.dot(codes, values, sums, max_num_imprecise_acc=codes.shape[1])
+        made = tl.dot(codes, values, sums, max_num_imprecise_acc=codes.shape[1])
+    return made
 
 
 @triton.jit
 def shifted(codes, zeros, dtype: tl.constexpr):
     """codes - zeros as floats: at most 255, which every dtype has. Not in bfloat16, which few chips compute in."""
+    wide: tl.constexpr = tl.float32 if dtype == tl.bfloat16 else dtype
     if zeros is None:
-        return widened(codes, dtype)
+        made = widened(codes, dtype)
     else:
-        WIDE: tl.constexpr = tl.float32 if dtype == tl.bfloat16 else dtype
-        return (widened(codes, WIDE) - widened(tl.load(zeros), WIDE)[:, None]).to(dtype)
+        made = (widened(codes, wide) - widened(tl.load(zeros), wide)[:, None]).to(dtype)
+    return made
 
 
 @triton.jit
-def values_of(values, PRODUCT: tl.constexpr):
-    """Activations as PRODUCT: codes are widened, floats are PRODUCT already."""
-    return values if values.dtype == PRODUCT else widened(values, PRODUCT)
+def values_of(values, dtype: tl.constexpr):
+    """Activations as floats: codes are widened, floats are of that dtype already."""
+    return values if values.dtype == dtype else widened(values, dtype)
 
 
 @triton.jit
@@ -120,7 +119,7 @@ def scaled(product, scales, x_scales):
 @triton.jit
 def quantized_linear(
     out, partial, x, x_scales, weight, scales, zeros, bias, rows, outputs, inputs, x_stride, weight_stride, steps, scale_rows, x_groups,
-    SPLITS: tl.constexpr, PRODUCT: tl.constexpr, INT4: tl.constexpr, WHOLE: tl.constexpr, MASKED: tl.constexpr, FACTOR: tl.constexpr,
+    SPLITS: tl.constexpr, product: tl.constexpr, INT4: tl.constexpr, WHOLE: tl.constexpr, MASKED: tl.constexpr, FACTOR: tl.constexpr,
     SEGMENT: tl.constexpr, PADDED: tl.constexpr, SCALE_OUTPUTS: tl.constexpr, SCALE_SEGMENTS: tl.constexpr, X_SEGMENTS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, BLOCK_INPUTS: tl.constexpr, BAND: tl.constexpr,
 ):
@@ -141,7 +140,7 @@ def quantized_linear(
     weight_at = weight + line.to(tl.int64)[:, None] * weight_stride + lane[None, :]
     scale_at = line // SCALE_OUTPUTS if SCALE_OUTPUTS else line * 0
     x_scale_at = None if x_scales is None else x_scales + x_row.to(tl.int64) * x_groups
-    held = tl.int32 if PRODUCT == tl.int8 else tl.float32
+    held = tl.int32 if product == tl.int8 else tl.float32
     sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), held if WHOLE else tl.float32)
     STEPS: tl.constexpr = PADDED // BLOCK_INPUTS
     for step in range(begin, tl.minimum(begin + each, steps)):
@@ -161,10 +160,10 @@ def quantized_linear(
             group = group_of(segment, SCALE_SEGMENTS)
             zero_at = None if zeros is None else zeros + group * scale_rows + scale_at
             if WHOLE:
-                sums = multiplied(codes, values, zero_at, sums, PRODUCT, INT4)
+                sums = multiplied(codes, values, zero_at, sums, product, INT4)
             else:
-                product = multiplied(codes, values, zero_at, tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), held), PRODUCT, INT4)
+                part_sums = multiplied(codes, values, zero_at, tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), held), product, INT4)
                 own = None if x_scales is None else x_scale_at + group_of(segment, X_SEGMENTS)
-                sums += scaled(product, scales + group * scale_rows + scale_at, own)
+                sums += scaled(part_sums, scales + group * scale_rows + scale_at, own)
     total = scaled(sums, scales + scale_at, x_scale_at) if WHOLE else sums
     store_tile(out, partial, total * FACTOR, bias, row, output, rows, outputs, SPLITS)
