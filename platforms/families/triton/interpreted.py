@@ -55,12 +55,6 @@ def converted(values: Any, source: Any, target: Any, rounding: Any) -> Any:
     return made.view(f"u{made.itemsize}")
 
 
-def multiplied(builder: Any, a: Any, b: Any, sums: Any, precision: Any, imprecise: Any) -> Any:
-    """a b + sums as matrix units do it: exact products, sums in their own type. The interpreter's own takes bits for numbers."""
-    wide = (one.data if one.dtype.is_int() else one.data.view(FLOATS[one.dtype.name]).astype(np.float32) for one in (a, b))
-    return interpreter.TensorHandle(np.matmul(*wide, dtype=sums.data.dtype) + sums.data, sums.dtype.scalar)
-
-
 def _rewritten(kernel: Any) -> Any:
     return interpreter.InterpretedFunction(kernel.fn).rewrite()
 
@@ -72,13 +66,11 @@ def _interpreting() -> Iterator[None]:
         warnings.simplefilter("ignore", RuntimeWarning)
         called, JITFunction.__call__ = JITFunction.__call__, lambda self, *given, **named: _rewritten(self)(*given, **named)
         convert, interpreter._convert_float = interpreter._convert_float, converted
-        multiply, interpreter.InterpreterBuilder.create_dot = interpreter.InterpreterBuilder.create_dot, multiplied
         scope = interpreter._patch_lang(_patched)
         try:
             yield
         finally:
             scope.restore()
-            interpreter.InterpreterBuilder.create_dot = multiply
             interpreter._convert_float = convert
             JITFunction.__call__ = called
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .codes_kernel import e4m3_code, int8_code, widened
+from .codes_kernel import code, coding, magnitude_bits
 from .linear_kernel import store_tile, tile_of
+from .widen_kernel import widened
 
 
 @triton.jit
@@ -33,29 +34,19 @@ def quantize_rows(
     first = group * GROUP
     size = tl.minimum(inputs - first, GROUP)
     line = row.to(tl.int64)[:, None]
-    largest = tl.zeros((BLOCK_ROWS,), tl.float32)
-    strange = tl.zeros((BLOCK_ROWS,), tl.int32)
+    largest = tl.zeros((BLOCK_ROWS,), tl.int32)
     for start in range(0, size, BLOCK_INPUTS):
         inside = (row < rows)[:, None] & (start + lane < size)[None, :]
-        values = tl.abs(tl.load(x + line * x_stride + (first + start + lane)[None, :], mask=inside, other=0.0).to(tl.float32))
-        finite = values < float("inf")
-        largest = tl.maximum(largest, tl.max(tl.where(finite, values, 0.0), axis=1))
-        strange = tl.maximum(strange, tl.max(tl.where(finite, 0, 1), axis=1))
-    whole = tl.full((BLOCK_ROWS,), LIMIT, tl.float32)
-    inverse = tl.div_rn(whole, tl.where(largest > 0, largest, 1.0))
-    inverse = tl.where((largest > 0) & (inverse < float("inf")) & (strange == 0), inverse, 0.0)
-    scale = tl.where(strange == 0, tl.div_rn(largest, whole), float("nan"))
+        values = tl.load(x + line * x_stride + (first + start + lane)[None, :], mask=inside, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.max(magnitude_bits(values), axis=1))
+    inverse, scale, finite = coding(largest, LIMIT)
     tl.store(scales + row.to(tl.int64) * GROUPS + group, scale, mask=row < rows)
     for start in range(0, size, BLOCK_INPUTS):
         inside = (row < rows)[:, None] & (start + lane < size)[None, :]
         values = tl.load(x + line * x_stride + (first + start + lane)[None, :], mask=inside, other=0.0).to(tl.float32)
-        values = tl.where((strange == 0)[:, None], values * inverse[:, None], 0.0)
-        if FORM == "int8":
-            made = int8_code(values)
-        else:
-            made = e4m3_code(values)
-            if FORM == "e4m3fnuz":
-                made = tl.where(made == 0x80, 0, made).to(tl.uint8)
+        made = code(values, inverse[:, None], finite[:, None], FORM != "int8")
+        if FORM == "e4m3fnuz":
+            made = tl.where(made == 0x80, 0, made).to(tl.uint8)
         tl.store(codes + line * inputs + (first + start + lane)[None, :], made, mask=inside)
 
 
