@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....ops import Kernel
-from . import cells, rows
+from . import cells, rows, sample
 from .device import Device
 
 
@@ -12,4 +12,5 @@ def triton_kernels(device: Device) -> Sequence[Kernel]:
     return [
         *rows.kernels(device),
         *cells.kernels(device),
+        *sample.kernels(device),
     ]
