@@ -4,13 +4,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....ops import Kernel
-from . import linear, quantized, rows
+from . import cells, linear, quantized, rows
 from .device import Device
 
 
 def triton_kernels(device: Device) -> Sequence[Kernel]:
     return [
         *rows.kernels(device),
+        *cells.kernels(device),
         *linear.kernels(device),
         *quantized.kernels(device),
     ]
