@@ -4,11 +4,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....ops import Kernel
-from . import rows
+from . import attention, rows
 from .device import Device
 
 
 def triton_kernels(device: Device) -> Sequence[Kernel]:
     return [
+        *attention.kernels(device),
         *rows.kernels(device),
     ]
