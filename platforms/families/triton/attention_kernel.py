@@ -147,11 +147,14 @@ def _walk(
     KEY_1: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_0: tl.constexpr, VALUE_1: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """The softmax carried over keys begin .. end - 1. EDGE: some query does not see one of them, and only low .. high - 1 are read."""
+    lane = tl.arange(0, BLOCK_N)
+    block = _block(table, begin + lane, low, high, BLOCK_TOKENS)
     for start in range(begin, end, BLOCK_N):
-        key = start + tl.arange(0, BLOCK_N)
+        key = start + lane
         inside = (key >= low) & (key < high)
-        block = _pick(table + key // BLOCK_TOKENS, inside, EDGE)
         slot = block.to(tl.int64) * block_slots + key % BLOCK_TOKENS
+        # One tile ahead, so that the loads of keys and values do not wait for it.
+        block = _block(table, key + BLOCK_N, low, high, BLOCK_TOKENS)
 
         keys0 = _decoded(_load(k + slot * KEY_DIM, inside, 0, KEY_0, KEY_DIM, EDGE), q0.dtype)
         scores = tl.dot(q0, tl.trans(keys0), input_precision="ieee")
@@ -230,6 +233,12 @@ def _share(low, high, split, splits, least_keys, BLOCK_N: tl.constexpr):
     """(begin, end) of one split's keys: whole tiles of BLOCK_N, at least `least_keys` where there are as many."""
     keys = tl.maximum(tl.cdiv(tl.cdiv(high - low, splits), BLOCK_N) * BLOCK_N, least_keys)
     return low + split * keys, tl.minimum(low + (split + 1) * keys, high)
+
+
+@triton.jit
+def _block(table, key, low, high, BLOCK_TOKENS: tl.constexpr):
+    """The block of each key; the null one of keys outside low .. high - 1."""
+    return tl.load(table + key // BLOCK_TOKENS, mask=(key >= low) & (key < high), other=0)
 
 
 @triton.jit
