@@ -80,7 +80,7 @@ def plan(device: Device, spec: Attention, shape: BatchShape, keys: int, block_to
     heads = min(group, block_m)
     tiles = shape.tokens if one_query else shape.tokens // (block_m // heads) + shape.rows + 1
     chunks = spec.kv_heads.size * -(-group // heads)
-    least = max(2 * block_n, 8 * block_m)
+    least = max(2 * block_n, 4 * block_m)
     seen = keys if spec.window is None else min(keys, spec.window + (1 if one_query else block_m // heads) + block_n)
     wanted = min(PROGRAMS * device.target.processors // (tiles * chunks), seen // least, MOST_SHARES)
     key, value = cut(spec.key_dim), cut(spec.value_dim)
