@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import product
 from threading import RLock
 from typing import Any
+from unittest.mock import patch
 
 import ml_dtypes
 import numpy as np
@@ -55,6 +56,24 @@ def converted(values: Any, source: Any, target: Any, rounding: Any) -> Any:
     return made.view(f"u{made.itemsize}")
 
 
+def cast(_: Any, source: Any, target: Any) -> Any:
+    """Any number to any format by its value. The interpreter's own writes an integer's bits where bfloat16 is asked."""
+    made = _numbers(source).astype(FLOATS.get(target.scalar.name, interpreter._get_np_dtype(target)))
+    return interpreter.TensorHandle(made.view(interpreter._get_np_dtype(target)), target.scalar)
+
+
+def dot(_: Any, a: Any, b: Any, added: Any, *__: Any) -> Any:
+    """A product added up in the format of `added`. The interpreter's own takes the bits of bfloat16 for integers."""
+    made = np.matmul(*(_numbers(one).astype(added.data.dtype) for one in (a, b))) + added.data
+    return interpreter.TensorHandle(made, added.dtype.scalar)
+
+
+def _numbers(handle: Any) -> Any:
+    """An array of the values; the interpreter keeps formats that NumPy lacks as bits."""
+    own = FLOATS.get(handle.dtype.scalar.name)
+    return handle.data if own is None else handle.data.view(own)
+
+
 def _rewritten(kernel: Any) -> Any:
     return interpreter.InterpretedFunction(kernel.fn).rewrite()
 
@@ -62,7 +81,8 @@ def _rewritten(kernel: Any) -> Any:
 @contextmanager
 def _interpreting() -> Iterator[None]:
     """`triton.language` works on NumPy arrays; what a chip does in silence (overflow, 0 / 0) gives no warning."""
-    with LOCK, warnings.catch_warnings(), np.errstate(all="ignore"):
+    repaired = patch.multiple(interpreter.InterpreterBuilder, cast_impl=cast, create_dot=dot)
+    with LOCK, warnings.catch_warnings(), np.errstate(all="ignore"), repaired:
         warnings.simplefilter("ignore", RuntimeWarning)
         called, JITFunction.__call__ = JITFunction.__call__, lambda self, *given, **named: _rewritten(self)(*given, **named)
         convert, interpreter._convert_float = interpreter._convert_float, converted

@@ -4,14 +4,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....ops import Kernel
-from . import cells, linear, quantized, rows
+from . import attention, cells, linear, quantized, rows, sample
 from .device import Device
 
 
 def triton_kernels(device: Device) -> Sequence[Kernel]:
     return [
+        *attention.kernels(device),
         *rows.kernels(device),
         *cells.kernels(device),
         *linear.kernels(device),
         *quantized.kernels(device),
+        *sample.kernels(device),
     ]
