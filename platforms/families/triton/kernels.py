@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....ops import Kernel
-from . import attention, cells, linear, quantized, rows, sample
+from . import attention, cells, experts, linear, quantized, rows, sample
 from .device import Device
 
 
@@ -15,5 +15,6 @@ def triton_kernels(device: Device) -> Sequence[Kernel]:
         *cells.kernels(device),
         *linear.kernels(device),
         *quantized.kernels(device),
+        *experts.kernels(device),
         *sample.kernels(device),
     ]

@@ -1,0 +1,64 @@
+"""moe: pairs are cut into tiles of one expert each (families/torch/ragged.py), and every expert's weights are read where they lie.
+
+The router stays torch's: a softmax and a sort over some hundred logits per token.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ....ops import Kernel, Moe
+from ..supports import Plain
+from ..torch.experts import prepare
+from ..torch.ragged import bound, cut
+from . import experts_kernel
+from .device import Device
+from .linear import ceil_div
+
+PLAIN = Plain("Triton")
+
+
+def kernels(device: Device) -> Sequence[Kernel]:
+    return [Kernel("moe", "triton.moe", PLAIN.float_dtype, partial(moe, device), partial(prepare, device.torch))]
+
+
+def moe(
+    device: Device, spec: Moe, x: Tensor, experts: Tensor, weights: Tensor, weight: Sequence[Tensor], batch: object,
+) -> Tensor:
+    """x [tokens, embed], experts and weights [tokens, top_k] -> [tokens, embed]."""
+    out = x.new_empty(x.shape)
+    if not len(x):
+        return out
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    pairs, mlp = experts.numel(), spec.mlp.size
+    config = device.configured("experts", dtype=spec.dtype, rows=ceil_div(pairs, spec.experts.size))
+    tile = config.meta["BLOCK_ROWS"]
+    pair, expert = tiled(spec, experts, tile)
+    hidden, made = x.new_empty((pairs, mlp)), x.new_empty((pairs, spec.embed))
+    block, step = config.meta["BLOCK_OUTPUTS"], config.meta["BLOCK_INPUTS"]
+    device.launch(experts_kernel.experts_hidden, (len(pair), ceil_div(mlp, block)), hidden, x, weight[0], pair, expert, mlp, spec.embed,
+                  x.stride(0), TOP_K=spec.top_k, KIND=spec.activation, WHOLE_STEPS=spec.embed % step == 0, config=config)
+    device.launch(experts_kernel.experts_down, (len(pair), ceil_div(spec.embed, block)), made, hidden, weight[1], pair, expert, mlp,
+                  spec.embed, WHOLE_STEPS=mlp % step == 0, config=config)
+    config = device.configured("experts_sum", embed=spec.embed)
+    device.launch(experts_kernel.experts_sum, (len(x), ceil_div(spec.embed, config.meta["BLOCK"])), out, made, weights.contiguous(),
+                  spec.embed, TOP_K=spec.top_k, config=config)
+    return out
+
+
+def tiled(spec: Moe, experts: Tensor, tile: int) -> tuple[Tensor, Tensor]:
+    """experts [tokens, top_k] -> (pair [tiles, tile], expert [tiles]) int32: the pairs of each tile, -1 where there is none.
+
+    The device finds out which tiles are used; the host only bounds their number, and so never waits.
+    """
+    tokens, pairs = len(experts), experts.numel()
+    by_expert = torch.sort(experts.flatten(), stable=True)
+    ids = torch.arange(spec.experts.size, dtype=experts.dtype, device=experts.device)
+    ends = torch.searchsorted(by_expert.values, ids, right=True)
+    starts = torch.cat((ends.new_zeros(1), ends[:-1]))
+    tiles = cut(ends - starts, tile, bound(pairs, spec.experts.size, tokens, tile))
+    place = (starts[tiles.group][:, None] + tiles.lane).clamp(max=pairs - 1)
+    return torch.where(tiles.used, by_expert.indices[place], -1).int(), tiles.group.int()
