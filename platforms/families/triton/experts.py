@@ -16,7 +16,7 @@ from ..torch.experts import prepare
 from ..torch.ragged import bound, cut
 from . import experts_kernel
 from .device import Device
-from .linear import ceil_div
+from .linear import ceil_div, lines
 
 PLAIN = Plain("Triton")
 
@@ -34,7 +34,8 @@ def moe(
         return out
     x = x if x.stride(-1) == 1 else x.contiguous()
     pairs, mlp = experts.numel(), spec.mlp.size
-    config = device.configured("experts", dtype=spec.dtype, rows=ceil_div(pairs, spec.experts.size))
+    config = device.configured("experts", dtype=spec.dtype, lines=lines(x, weight[0][0], weight[1][0]),
+                               rows=ceil_div(pairs, spec.experts.size))
     tile = config.meta["BLOCK_ROWS"]
     pair, expert = tiled(spec, experts, tile)
     hidden, made = x.new_empty((pairs, mlp)), x.new_empty((pairs, spec.embed))

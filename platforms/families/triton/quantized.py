@@ -203,7 +203,7 @@ def _multiply(device: Device, spec: Linear, plan: Plan, out: Tensor, x: Tensor, 
     assert scheme is not None
     int4 = scheme.weight == "int4"
     config = device.configured("quantized_linear", weight=scheme.weight, product=plan.product, lines=lines(x), rows=rows,
-                               outputs=outputs, inputs=inputs)
+                               scales="whole" if plan.whole else "grouped", outputs=outputs, inputs=inputs)
     block = min(config.meta["BLOCK_INPUTS"], plan.padded & -plan.padded)
     config = replace(config, meta={**config.meta, "BLOCK_INPUTS": block})
     steps = weight.codes.shape[1] // block
