@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....ops import Kernel
-from . import attention, rows
+from . import attention, cells, rows, sample
 from .device import Device
 
 
@@ -12,4 +12,6 @@ def triton_kernels(device: Device) -> Sequence[Kernel]:
     return [
         *attention.kernels(device),
         *rows.kernels(device),
+        *cells.kernels(device),
+        *sample.kernels(device),
     ]
