@@ -52,13 +52,15 @@ class SourceBug:
 def planted(bug: SourceBug) -> Iterator[None]:
     """Whoever imported a function of the file, in its folder, has the wrong one meanwhile."""
     right = import_module(bug.module)
+    own = {name: held for name, held in vars(right).items() if getattr(held, "__module__", None) == right.__name__}
+    folder_of = right.__name__.rpartition(".")[0]
     with TemporaryDirectory() as folder, ExitStack() as patches:
         path = Path(folder, Path(bug.file).name)
         path.write_text(bug.text(), encoding="utf-8")
-        wrong = _loaded(f"{bug.module}_planted", path)
-        for user in [module for name, module in list(sys.modules.items()) if name.startswith(bug.module.rpartition(".")[0])]:
+        wrong = _loaded(f"{right.__name__}_planted", path)
+        for user in [module for name, module in sys.modules.items() if name.startswith(folder_of)]:
             for name, held in list(vars(user).items()):
-                if held is getattr(right, name, None) and getattr(held, "__module__", None) == right.__name__:
+                if name in own and held is own[name]:
                     patches.enter_context(patch.object(user, name, getattr(wrong, name)))
         yield
 
