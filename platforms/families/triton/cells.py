@@ -103,7 +103,7 @@ def _held(spec: WriteKV, cell: Any) -> tuple[Any, ...]:
 
 
 def _coding(spec: WriteKV) -> dict[str, Any]:
-    return {"LIMIT": float(ACTIVATIONS[spec.kv_dtype]) if spec.kv_dtype else 0, "FLOAT8": spec.kv_dtype == "float8_e4m3fn"}
+    return {"LIMIT": ACTIVATIONS[spec.kv_dtype] if spec.kv_dtype else 0, "FLOAT8": spec.kv_dtype == "float8_e4m3fn"}
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -106,10 +106,29 @@ def _turned(start, positions, frequencies, token, exists, half, scale, INTERLEAV
     at_first, at_second, pair = _pairs(half, INTERLEAVED, HALF)
     lane = tl.arange(0, HALF)[None, :]
     angle = tl.load(positions + token).to(tl.float32) * tl.load(frequencies + lane, mask=pair, other=0.0)
-    cos, sin = tl.cos(angle) * scale, tl.sin(angle) * scale
+    cos, sin = cos_sin(angle)
+    cos, sin = cos * scale, sin * scale
     first = tl.load(start + at_first, mask=exists & pair, other=0.0).to(tl.float32)
     second = tl.load(start + at_second, mask=exists & pair, other=0.0).to(tl.float32)
     return first * cos - second * sin, second * cos + first * sin
+
+
+@triton.jit
+def cos_sin(angle):
+    """Of any float32 angle below 2^30: quarter turns taken off in float64, then the series of Cephes on what is left.
+
+    The libraries of the chips keep a table on the stack for large angles, which few registers are left for.
+    """
+    wide = angle.to(tl.float64)
+    quarters = (wide * 0.6366197723675814 + 6755399441055744.0) - 6755399441055744.0
+    x = (wide - quarters * 1.5707963267948966).to(tl.float32)
+    quarter = quarters.to(tl.int32)
+    z = x * x
+    sin = x + x * z * ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1)
+    cos = 1.0 - 0.5 * z + z * z * ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2)
+    odd = (quarter & 1) != 0
+    turned_cos, turned_sin = tl.where(odd, sin, cos), tl.where(odd, cos, sin)
+    return tl.where(((quarter + 1) & 2) != 0, -turned_cos, turned_cos), tl.where((quarter & 2) != 0, -turned_sin, turned_sin)
 
 
 @triton.jit
