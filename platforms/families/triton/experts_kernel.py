@@ -26,9 +26,9 @@ def experts_hidden(
         lane = tl.arange(0, BLOCK_INPUTS)
         # Lanes without a pair repeat pair 0, outputs past the tail the last one: what they give is not stored.
         x_at = x + (tl.maximum(pairs, 0) // TOP_K).to(tl.int64)[None, :] * x_stride + lane[:, None]
-        gate_at = gate_up + tl.load(expert + tile).to(tl.int64) * 2 * mlp * embed
-        gate_at += tl.minimum(output, mlp - 1).to(tl.int64)[:, None] * embed + lane[None, :]
-        up_at = gate_at + mlp.to(tl.int64) * embed
+        line = tl.load(expert + tile).to(tl.int64) * 2 * mlp + tl.minimum(output, mlp - 1)
+        gate_at = gate_up + line[:, None] * embed + lane[None, :]
+        up_at = gate_up + (line + mlp)[:, None] * embed + lane[None, :]
         gate = tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
         up = tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
         for start in range(0, embed, BLOCK_INPUTS):
@@ -56,8 +56,8 @@ def experts_down(
         output = tl.program_id(1) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
         lane = tl.arange(0, BLOCK_INPUTS)
         hidden_at = hidden + tl.maximum(pairs, 0).to(tl.int64)[None, :] * mlp + lane[:, None]
-        down_at = down + tl.load(expert + tile).to(tl.int64) * embed * mlp
-        down_at += tl.minimum(output, embed - 1).to(tl.int64)[:, None] * mlp + lane[None, :]
+        line = tl.load(expert + tile).to(tl.int64) * embed + tl.minimum(output, embed - 1)
+        down_at = down + line[:, None] * mlp + lane[None, :]
         sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_ROWS), tl.float32)
         for start in range(0, mlp, BLOCK_INPUTS):
             values, weights = load_step(hidden_at, down_at, start, lane, mlp, WHOLE_STEPS)

@@ -103,7 +103,7 @@ def add_splits(device: Device, out: Tensor, partial_sums: Tensor | None, bias: T
         return
     rows, outputs = out.shape
     config = device.configured("add_splits", outputs=outputs)
-    device.launch(linear_kernel.add_splits, (ceil_div(outputs, config.meta["BLOCK"]), rows), out, partial_sums, bias, rows, outputs,
+    device.launch(linear_kernel.add_splits, (ceil_div(outputs, config.meta["BLOCK"]), rows), out, partial_sums, bias, outputs,
                   SPLITS=len(partial_sums), config=config)
 
 

@@ -91,12 +91,12 @@ def linear_of_one_row(
 
 
 @triton.jit
-def add_splits(out, partial, bias, rows, outputs, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """partial [SPLITS, rows, outputs] float32 -> out [rows, outputs], from the first split to the last."""
+def add_splits(out, partial, bias, outputs, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """partial [SPLITS, rows, outputs] float32 -> out [rows, outputs], a row in each line of programs; from the first split to the last."""
     output = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = output < outputs
     place = tl.program_id(1).to(tl.int64) * outputs + output
-    size = rows.to(tl.int64) * outputs
+    size = tl.num_programs(1).to(tl.int64) * outputs
     sums = tl.load(partial + place, mask=inside, other=0.0)
     for split in range(1, SPLITS):
         sums += tl.load(partial + split * size + place, mask=inside, other=0.0)
