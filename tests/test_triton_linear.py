@@ -13,7 +13,7 @@ from inferplane.conformance.cases import find
 from inferplane.conformance.mutants.source import SourceBug, planted
 from inferplane.conformance.mutants.triton_linear import SOURCE_BUGS
 from inferplane.conformance.rig import Rig
-from inferplane.ops import DTYPES, Dim, Linear, Moe, Scheme
+from inferplane.ops import DTYPES, Dim, Linear, Moe, Router, Scheme
 from inferplane.ops.quantize import quantize, quantized_rows
 from inferplane.ops.tolerance import within
 from inferplane.platforms.contract import Options
@@ -253,7 +253,7 @@ def mixed(spec: Moe, tokens: int) -> tuple[Any, Any]:
     chosen = np.stack([random.permutation(4)[:2] for _ in range(tokens)]).astype(np.int32)
     shares = random.dirichlet(np.ones(2), tokens).astype(np.float32)
     x, weight = x.astype(DTYPES[spec.dtype]), [part.astype(DTYPES[spec.dtype]) for part in weight]
-    [kernel] = experts.kernels(device("cuda"))
+    kernel = experts.kernels(device("cuda"))[-1]
     assert kernel.supports(spec) is None and kernel.prepare is not None
     out = kernel.run(spec, tensor(x), torch.from_numpy(chosen), torch.from_numpy(shares), kernel.prepare(spec, weight), None)
     return host(out), spec.reference(x, chosen, shares, weight, None)
@@ -264,6 +264,31 @@ def mixed(spec: Moe, tokens: int) -> tuple[Any, Any]:
 def test_each_token_is_the_sum_of_its_experts(tokens: int, activation: str) -> None:
     out, wanted = mixed(moe_of(activation=activation), tokens)
     np.testing.assert_allclose(out, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "count", "top_k"), [(1, 1, 1), (3, 5, 2), (40, 7, 3), (200, 128, 2)], ids=str)
+def test_pairs_lie_in_the_same_tiles_whether_they_are_counted_or_sorted(tokens: int, count: int, top_k: int) -> None:
+    spec = replace(moe_of(), experts=Dim(count, "experts"), top_k=top_k)
+    random = np.random.default_rng(6)
+    chosen = torch.from_numpy(np.stack([random.permutation(min(count, 60))[:top_k] for _ in range(tokens)]).astype(np.int32))
+    pair, expert = experts.tiled(device("cuda"), spec, chosen, 16)
+    sorted_pair, sorted_expert = experts._sorted(spec, chosen, 16, len(expert))
+    np.testing.assert_array_equal(pair, sorted_pair)
+    used = pair[:, 0] >= 0
+    np.testing.assert_array_equal(expert[used], sorted_expert[used])
+    assert sorted(pair[pair >= 0].tolist()) == list(range(chosen.numel()))
+
+
+@pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("renormalize", [False, True], ids=["gates", "shares"])
+def test_a_token_goes_to_its_best_experts_and_ties_to_the_lowest(sigmoid: bool, renormalize: bool) -> None:
+    spec = Router(experts=Dim(60, "experts"), top_k=4, renormalize=renormalize, sigmoid=sigmoid)
+    logits = np.round(numbers(9, 37, 60))
+    logits[0, 1:] = -np.inf
+    chosen, shares = experts.router(device("cuda"), spec, torch.from_numpy(logits))
+    wanted, wanted_shares = spec.reference(logits)
+    np.testing.assert_array_equal(chosen, wanted)
+    np.testing.assert_allclose(shares, wanted_shares, atol=1e-6, rtol=1e-5)
 
 
 def test_no_token_asks_no_expert() -> None:
@@ -280,6 +305,7 @@ CASES = (
     "linear.int8:dtype=float16;scheme=int8.g24;activation=a8;m=17;size=130/65;outputs=2-bias-wide;values=special",
     "linear.int4:dtype=bfloat16;scheme=int4.g20.zeros;activation=none;m=5;size=257/140;outputs=3-bias;values=outliers",
     "linear.fp8:dtype=bfloat16;scheme=float8_e4m3fn.g128.r128;activation=af8g128;m=2;size=384/17;outputs=1;values=extreme",
+    "experts.router:tokens=7;experts=60;top_k=4;renormalize=no;sigmoid=yes;ties=yes",
     "experts.moe:dtype=bfloat16;tokens=7;experts=5;top_k=2;embed=64;mlp=17;spread=few",
 )
 """Small ones of the suite's, of every form."""
@@ -308,6 +334,11 @@ SMALL: dict[str, tuple[tuple[Linear, int, str, bool], ...]] = {
 
 def told(op: str) -> bool:
     """Whether some small case of an op shows that it is wrong."""
+    if op == "router":
+        spec = Router(experts=Dim(5, "experts"), top_k=2)
+        logits = np.round(numbers(9, 7, 5))
+        made, wanted = experts.router(device("cuda"), spec, torch.from_numpy(logits)), spec.reference(logits)
+        return not all(np.allclose(one, right, atol=1e-6) for one, right in zip(made, wanted, strict=True))
     if op == "moe":
         out, wanted = mixed(moe_of(), 5)
         return not np.allclose(out, wanted, atol=1e-4, rtol=1e-4)
@@ -320,6 +351,6 @@ def test_a_bug_that_is_planted_in_its_source_is_seen_in_some_small_case(bug: Sou
         assert told(bug.op)
 
 
-@pytest.mark.parametrize("op", [*SMALL, "moe"])
+@pytest.mark.parametrize("op", [*SMALL, "router", "moe"])
 def test_the_small_cases_tell_nothing_where_no_bug_is_planted(op: str) -> None:
     assert not told(op)

@@ -64,6 +64,11 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
                "largest = tl.max(magnitude_bits(values), axis=1)"),
     _quantized("activation_keeps_minus_zero", "made = tl.where(made == 0x80, 0, made).to(tl.uint8)", "made = made.to(tl.uint8)"),
     # Experts.
+    SourceBug("router.triton_ties_to_the_highest", OURS, f"{FOLDER}/experts_kernel.py",
+              "tl.min(tl.where(left & (scores >= best[:, None]), lane, LANES), axis=1)",
+              "tl.max(tl.where(left & (scores >= best[:, None]), lane, -1), axis=1)"),
+    SourceBug("router.triton_takes_the_best_twice", OURS, f"{FOLDER}/experts_kernel.py", "left = left & (lane != expert[:, None])", "pass"),
+    _experts("a_tile_asks_the_expert_before", "tl.sum((ends <= tile).to(tl.int32), axis=0)", "tl.sum((ends < tile).to(tl.int32), axis=0)"),
     _experts("token_of_the_rank", "(tl.maximum(pairs, 0) // TOP_K)", "(tl.maximum(pairs, 0) % TOP_K)"),
     _experts("up_is_the_gate", "(line + mlp)[:, None] * embed", "line[:, None] * embed"),
     _experts("down_of_the_first_expert", "tl.load(expert + tile).to(tl.int64) * embed +", "tl.load(expert).to(tl.int64) * embed +"),

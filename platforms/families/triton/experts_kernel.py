@@ -1,4 +1,4 @@
-"""Device code of moe: (token, rank) pairs in tiles of one expert each, two products, and a sum over each token's pairs.
+"""Device code of router and moe: the best experts of a token, pairs of (token, rank) in tiles of one expert each, two products, a sum.
 
     pair [tiles, BLOCK_ROWS]    which pair a lane of a tile computes, -1: none; a tile's first lane is used or none is
     hidden [pairs, mlp]         activation(gate x) * up x of the pair's token
@@ -11,6 +11,70 @@ import triton
 import triton.language as tl
 
 from .rows_kernel import formula
+
+
+@triton.jit
+def router(
+    chosen, weights, logits, rows, experts, row_stride, TOP_K: tl.constexpr, SIGMOID: tl.constexpr, RENORMALIZE: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+):
+    """logits [rows, experts] float32 -> chosen and weights [rows, TOP_K], best first, ties to the lowest id. Masks: last rows, LANES."""
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    lane = tl.arange(0, LANES)[None, :]
+    inside = (row < rows)[:, None] & (lane < experts)
+    scores = tl.load(logits + row.to(tl.int64)[:, None] * row_stride + lane, mask=inside, other=float("-inf"))
+    total = tl.full((BLOCK_ROWS,), 1.0, tl.float32)
+    if SIGMOID:
+        gates = 1.0 / (1.0 + tl.exp(-scores))
+    else:
+        gates = tl.exp(scores - tl.max(scores, axis=1)[:, None])
+        total = tl.sum(tl.where(lane < experts, gates, 0.0), axis=1)
+    left = lane < experts
+    kept = tl.zeros((BLOCK_ROWS,), tl.float32)
+    out = row.to(tl.int64) * TOP_K
+    for rank in tl.static_range(TOP_K):
+        best = tl.max(tl.where(left, scores, float("-inf")), axis=1)
+        expert = tl.min(tl.where(left & (scores >= best[:, None]), lane, LANES), axis=1)
+        expert = tl.minimum(expert, experts - 1)
+        gate = tl.sum(tl.where(lane == expert[:, None], gates, 0.0), axis=1) / total
+        left = left & (lane != expert[:, None])
+        kept += gate
+        tl.store(chosen + out + rank, expert, mask=row < rows)
+        tl.store(weights + out + rank, gate, mask=row < rows)
+    if RENORMALIZE:
+        for rank in tl.static_range(TOP_K):
+            gate = tl.load(weights + out + rank, mask=row < rows, other=0.0)
+            tl.store(weights + out + rank, gate / kept, mask=row < rows)
+
+
+@triton.jit
+def experts_tiles(pair, expert, chosen, pairs, LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """chosen [pairs] -> pair [tiles, BLOCK_ROWS] and expert [tiles]: a program for each tile counts all pairs, and finds its own.
+
+    LANES: no fewer than there are experts. Past the last tile in use, lanes are -1.
+    """
+    tile = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    counts = tl.zeros((LANES,), tl.int32)
+    for start in range(0, pairs, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        ids = tl.load(chosen + at, mask=at < pairs, other=-1)
+        counts += tl.sum((ids[:, None] == lane[None, :]).to(tl.int32), axis=0)
+    needed = (counts + BLOCK_ROWS - 1) // BLOCK_ROWS
+    ends = tl.cumsum(needed, axis=0)
+    own = tl.sum((ends <= tile).to(tl.int32), axis=0)
+    count = tl.sum(tl.where(lane == own, counts, 0), axis=0)
+    first = (tile - tl.sum(tl.where(lane == own, ends - needed, 0), axis=0)) * BLOCK_ROWS
+    slot = tl.arange(0, BLOCK_ROWS)
+    tl.store(expert + tile, own)
+    tl.store(pair + tile * BLOCK_ROWS + slot, tl.full((BLOCK_ROWS,), -1, tl.int32), mask=first + slot >= count)
+    seen = tl.zeros((), tl.int32)
+    for start in range(0, pairs, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        mine = (tl.load(chosen + at, mask=at < pairs, other=-1) == own).to(tl.int32)
+        place = seen + tl.cumsum(mine, axis=0) - 1 - first
+        tl.store(pair + tile * BLOCK_ROWS + place, at, mask=(mine == 1) & (place >= 0) & (place < BLOCK_ROWS))
+        seen += tl.sum(mine, axis=0)
 
 
 @triton.jit
