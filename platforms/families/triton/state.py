@@ -44,19 +44,18 @@ class TritonState(TorchState):
             super().copy(group, sources, targets)
             return
         for array in self.groups[group].values():
-            moved = _words(array)
-            size, config = moved.shape[2] * moved.shape[3], self._device.configured("blocks")
-            grid = (len(sources), -(-size // config.meta["BLOCK"]), moved.shape[0])
-            self._device.launch(blocks_kernel.copy, grid, moved, _ids(sources, array), _ids(targets, array), size, moved.stride(0),
-                                config=config)
+            self._launch(blocks_kernel.copy, array, len(sources), (_ids(sources, array), _ids(targets, array)))
 
     def _exchange(self, array: Tensor, told: Tensor, blocks: Sequence[int], *, out: bool) -> None:
-        moved = _words(array)
+        canonical = told.view(torch.uint8).flatten().view(_words(array).dtype)
+        self._launch(blocks_kernel.exchange, array, len(blocks), (canonical, _ids(blocks, array)), OUT=out)
+
+    def _launch(self, kernel: Any, array: Tensor, count: int, arguments: tuple[Tensor, ...], **constants: Any) -> None:
+        moved, config = _words(array), self._device.configured("blocks")
         layers, _, heads, size = moved.shape
-        config = self._device.configured("blocks")
-        grid = (len(blocks) * heads, -(-size // config.meta["BLOCK"]), layers)
-        self._device.launch(blocks_kernel.exchange, grid, moved, told.view(torch.uint8).flatten().view(moved.dtype),
-                            _ids(blocks, array), len(blocks), heads, size, moved.stride(0), OUT=out, config=config)
+        rows = layers * count * heads
+        grid = (-(-rows // config.meta["ROWS"]), -(-size // config.meta["BLOCK"]))
+        self._device.launch(kernel, grid, moved, *arguments, rows, count, heads, size, moved.stride(0), **constants, config=config)
 
 
 def _words(array: Tensor) -> Tensor:
