@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from threading import RLock
 from typing import Any
@@ -80,17 +81,23 @@ def _rewritten(kernel: Any) -> Any:
 
 @contextmanager
 def _interpreting() -> Iterator[None]:
-    """`triton.language` works on NumPy arrays; what a chip does in silence (overflow, 0 / 0) gives no warning."""
+    """`triton.language` works on NumPy arrays; what a chip does in silence (overflow, 0 / 0) gives no warning.
+
+    Checks of integer overflow cost a third of the time, and act only where `debug` is set.
+    """
     repaired = patch.multiple(interpreter.InterpreterBuilder, cast_impl=cast, create_dot=dot)
     with LOCK, warnings.catch_warnings(), np.errstate(all="ignore"), repaired:
         warnings.simplefilter("ignore", RuntimeWarning)
         called, JITFunction.__call__ = JITFunction.__call__, lambda self, *given, **named: _rewritten(self)(*given, **named)
         convert, interpreter._convert_float = interpreter._convert_float, converted
+        options = interpreter.interpreter_builder.options
+        interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
         scope = interpreter._patch_lang(_patched)
         try:
             yield
         finally:
             scope.restore()
+            interpreter.interpreter_builder.options = options
             interpreter._convert_float = convert
             JITFunction.__call__ = called
 
