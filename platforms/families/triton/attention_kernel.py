@@ -21,7 +21,11 @@ CODE_SCALE = tl.constexpr(256.0)
 """e4m3 bits read as those of a float16 are this much too small."""
 
 
-@triton.jit
+VARYING = ("tokens", "rows", "splits", "least_keys", "table_width", "window")
+"""Numbers that change from step to step or layer to layer: the compiler learns nothing about them."""
+
+
+@triton.jit(do_not_specialize=VARYING)
 def attention_kernel(
     out, parts, peaks, totals, q, k, v, k_scale, v_scale, table, row_of, starts, lengths, sinks, slopes,
     tokens, rows, splits, least_keys, heads, kv_heads, table_width, q_token, q_head, window, softcap, scale,
@@ -90,9 +94,9 @@ def attention_kernel(
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     if sinks is not None:
-        if split == 0:
-            peak = tl.load(sinks + head, mask=held, other=0.0).to(tl.float32) * LOG2E
-            total = tl.full([BLOCK_M], 1.0, tl.float32)
+        # In the first share alone.
+        peak = tl.load(sinks + head, mask=held & (split == 0), other=float("-inf")).to(tl.float32) * LOG2E
+        total += (split == 0).to(tl.float32)
     mixed0 = tl.zeros([BLOCK_M, VALUE_0], tl.float32)
     mixed1 = peak
     if VALUE_1 > 0:
@@ -169,9 +173,14 @@ def _walk(
             value_scales = key_scales
             if v_scale is not None:
                 value_scales = _scales(v_scale + slot, inside, v, EDGE)
-        scores *= scale
+        # A scale that nothing else comes between is applied with the subtraction of the peak, in one instruction.
+        unit = 1.0
         if softcap is not None:
-            scores = softcap * (1 - 2 / (1 + tl.exp2(scores)))
+            scores = softcap * (1 - 2 / (1 + tl.exp2(scores * scale)))
+        elif slope is not None:
+            scores *= scale
+        else:
+            unit = scale
         if slope is not None:
             scores += slope[:, None] * (key[None, :] - position[:, None])
         if EDGE:
@@ -180,12 +189,12 @@ def _walk(
                 visible &= key[None, :] > position[:, None] - window
             scores = tl.where(visible, scores, float("-inf"))
 
-        higher = tl.maximum(peak, tl.max(scores, 1))
+        higher = tl.maximum(peak, tl.max(scores, 1) * unit)
         base = higher
         if EDGE:
             # A query that saw nothing so far: -inf less -inf would be NaN.
             base = tl.where(higher == float("-inf"), 0.0, higher)
-        weights, fade = tl.exp2(scores - base[:, None]), tl.exp2(peak - base)
+        weights, fade = tl.exp2(scores * unit - base[:, None]), tl.exp2(peak - base)
         total = total * fade + tl.sum(weights, 1)
         peak = higher
 
@@ -242,17 +251,12 @@ def _block(table, key, low, high, BLOCK_TOKENS: tl.constexpr):
 
 
 @triton.jit
-def _pick(at, inside, EDGE: tl.constexpr):
-    """What lies at `at`; with EDGE only where `inside`, and 0 elsewhere."""
-    if EDGE:
-        return tl.load(at, mask=inside, other=0)
-    else:
-        return tl.load(at)
-
-
-@triton.jit
 def _scales(at, inside, codes, EDGE: tl.constexpr):
-    found = _pick(at, inside, EDGE)
+    """[keys]: the scale of each; with EDGE 0 where not `inside`."""
+    if EDGE:
+        found = tl.load(at, mask=inside, other=0)
+    else:
+        found = tl.load(at)
     if codes.dtype.element_ty == tl.uint8:
         found *= CODE_SCALE
     return found
@@ -263,16 +267,15 @@ def _load(at, inside, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexp
     """[lanes, WIDTH]: entries FIRST and on of the vectors at `at`. Past DIM, and with EDGE where not `inside`, it is 0."""
     dim = FIRST + tl.arange(0, WIDTH)
     at = at[:, None] + dim[None, :]
-    if EDGE:
-        if FIRST + WIDTH > DIM:
-            return tl.load(at, mask=inside[:, None] & (dim < DIM)[None, :], other=0)
-        else:
-            return tl.load(at, mask=inside[:, None], other=0)
+    if EDGE and FIRST + WIDTH > DIM:
+        found = tl.load(at, mask=inside[:, None] & (dim < DIM)[None, :], other=0)
+    elif EDGE:
+        found = tl.load(at, mask=inside[:, None], other=0)
+    elif FIRST + WIDTH > DIM:
+        found = tl.load(at, mask=(dim < DIM)[None, :], other=0)
     else:
-        if FIRST + WIDTH > DIM:
-            return tl.load(at, mask=(dim < DIM)[None, :], other=0)
-        else:
-            return tl.load(at)
+        found = tl.load(at)
+    return found
 
 
 @triton.jit
@@ -280,9 +283,10 @@ def _decoded(x, dtype: tl.constexpr):
     """x in `dtype`. uint8: e4m3 without NaN, CODE_SCALE times too small; exact on every chip, those without the type too."""
     if x.dtype == tl.uint8:
         bits = x.to(tl.uint16)
-        return (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True).to(dtype)
+        made = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True).to(dtype)
     else:
-        return x.to(dtype)
+        made = x.to(dtype)
+    return made
 
 
 @triton.jit
