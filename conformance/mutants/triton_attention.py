@@ -19,8 +19,8 @@ def _host(name: str, source: str, old: str, new: str) -> SourceBug:
 
 
 OURS = "our own"
-FIRST_SHARE = """mask=held & (split == 0), other=float("-inf")).to(tl.float32) * LOG2E
-        total += (split == 0).to(tl.float32)
+FIRST_SHARE = """(split == 0, tl.load(sinks + head, mask=held, other=0.0).to(tl.float32) * LOG2E, peak)
+        total = tl.where(split == 0, 1.0, total)
 """
 SOURCE_BUGS: tuple[SourceBug, ...] = (
     # Masks.
@@ -44,8 +44,7 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
             "scores = tl.dot(q1, tl.trans(keys1), scores,", "tl.dot(q1, tl.trans(keys1), scores,"),
     _kernel("scale_before_softcap_left_out", OURS, "tl.exp2(scores * scale)", "tl.exp2(scores)"),
     _kernel("scale_before_the_slope_left_out", OURS, "            scores *= scale\n", "            scores *= 1\n"),
-    _kernel("sink_to_base_e", OURS, "(split == 0), other=float(\"-inf\")).to(tl.float32) * LOG2E",
-            "(split == 0), other=float(\"-inf\")).to(tl.float32)"),
+    _kernel("sink_to_base_e", OURS, "other=0.0).to(tl.float32) * LOG2E", "other=0.0).to(tl.float32)"),
     _kernel("slope_to_base_e", OURS,
             "tl.load(slopes + head, mask=held, other=0.0) * LOG2E", "tl.load(slopes + head, mask=held, other=0.0)"),
     _host("scores_to_base_e", OURS, "return spec.scale * LOG2E, None", "return spec.scale, None"),
@@ -59,7 +58,7 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
     _kernel("table_of_the_first_row", OURS, "table += row.to(tl.int64) * table_width", "table += 0 * row.to(tl.int64) * table_width"),
     # Shares of the keys.
     _kernel("a_share_ends_too_soon", OURS, "tl.minimum(low + (split + 1) * keys, high)", "tl.minimum(low + (split + 1) * keys - 1, high)"),
-    _kernel("sink_in_every_share", OURS, FIRST_SHARE, FIRST_SHARE.replace("(split == 0)", "(split >= 0)")),
+    _kernel("sink_in_every_share", OURS, FIRST_SHARE, FIRST_SHARE.replace("split == 0", "split >= 0")),
     _merge("total_without_its_factor", OURS, "whole = tl.sum(total * factor, 0)", "whole = tl.sum(total, 0)"),
     _merge("parts_without_their_factor", OURS, "mixed = tl.sum(part * factor[:, None], 0)", "mixed = tl.sum(part, 0)"),
     # Cells of codes.

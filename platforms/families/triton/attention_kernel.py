@@ -95,8 +95,8 @@ def attention_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     if sinks is not None:
         # In the first share alone.
-        peak = tl.load(sinks + head, mask=held & (split == 0), other=float("-inf")).to(tl.float32) * LOG2E
-        total += (split == 0).to(tl.float32)
+        peak = tl.where(split == 0, tl.load(sinks + head, mask=held, other=0.0).to(tl.float32) * LOG2E, peak)
+        total = tl.where(split == 0, 1.0, total)
     mixed0 = tl.zeros([BLOCK_M, VALUE_0], tl.float32)
     mixed1 = peak
     if VALUE_1 > 0:
