@@ -32,9 +32,8 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
             "tl.minimum(tl.cdiv(first + ahead + 1, BLOCK_N) * BLOCK_N, end)"),
     _kernel("a_tile_at_the_window_taken_for_full", OURS, "tl.cdiv(tl.maximum(0, stop + ahead - window), BLOCK_N) * BLOCK_N",
             "tl.maximum(0, stop + ahead - window) // BLOCK_N * BLOCK_N"),
-    _kernel("reads_past_the_row", OURS, "found = tl.load(at, mask=inside[:, None], other=0)", "found = tl.load(at)"),
-    _kernel("reads_past_an_odd_dim", OURS, "mask=inside[:, None] & (dim < DIM)[None, :], other=0)",
-            "mask=inside[:, None] & (dim <= DIM)[None, :], other=0)"),
+    _kernel("reads_past_the_row", OURS, "found = _within(key, low, high)", "found = key"),
+    _kernel("reads_past_an_odd_dim", OURS, "mask=(dim < DIM)[None, :], other=0)", "mask=(dim <= DIM)[None, :], other=0)"),
     # Softmax.
     _kernel("total_keeps_an_old_peak", OURS, "total = total * fade + tl.sum(weights, 1)", "total = total + tl.sum(weights, 1)"),
     _kernel("mixed_keeps_an_old_peak", OURS, "_mixed(mixed0 * fade[:, None]", "_mixed(mixed0"),
@@ -53,8 +52,8 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
     _kernel("heads_interleaved", OURS, "head = kv_head * GROUP + in_group", "head = kv_head + in_group * kv_heads"),
     _kernel("a_row_takes_its_neighbours_tile", OURS, "if tl.load(starts + middle) // TOKENS + middle <= tile:",
             "if tl.load(starts + middle) // TOKENS + middle < tile:"),
-    _kernel("same_block_twice", OURS, "block = _block(table, key + BLOCK_N, low, high, BLOCK_TOKENS)",
-            "block = _block(table, key, low, high, BLOCK_TOKENS)"),
+    _kernel("same_block_twice", OURS, "_within(key + BLOCK_N, low, high)",
+            "_within(key, low, high)"),
     _kernel("table_of_the_first_row", OURS, "table += row.to(tl.int64) * table_width", "table += 0 * row.to(tl.int64) * table_width"),
     # Shares of the keys.
     _kernel("a_share_ends_too_soon", OURS, "tl.minimum(low + (split + 1) * keys, high)", "tl.minimum(low + (split + 1) * keys - 1, high)"),
@@ -64,6 +63,6 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
     # Cells of codes.
     _kernel("codes_half_as_large", OURS, "CODE_SCALE = tl.constexpr(256.0)", "CODE_SCALE = tl.constexpr(128.0)"),
     _kernel("sign_of_codes_lost", OURS, "((bits & 0x80) << 8) | ", ""),
-    _kernel("values_with_the_keys_scales", OURS, "_scales(v_scale + slot, inside, v, EDGE)", "_scales(k_scale + slot, inside, v, EDGE)"),
+    _kernel("values_with_the_keys_scales", OURS, "_scales(v_scale + slot, v)", "_scales(k_scale + slot, v)"),
     _kernel("scales_of_the_first_head", OURS, "k_scale += kv_head * BLOCK_TOKENS", "k_scale += 0 * kv_head * BLOCK_TOKENS"),
 )
