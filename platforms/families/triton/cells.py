@@ -55,8 +55,8 @@ def rope(device: Device, spec: Rope, x: Tensor, batch: Batch) -> Tensor:
     half = len(spec.frequencies)
     config = device.configured("heads", dim=dim)
     device.launch(
-        cells_kernel.rope, (tokens, -(-heads // config.meta["HEADS"])),
-        out, x, batch.positions, _frequencies(spec.frequencies, x.device), heads, half, dim - 2 * half, x.stride(0), x.stride(1), spec.scale,
+        cells_kernel.rope, (-(-tokens * heads // config.meta["ROWS"]),),
+        out, x, batch.positions, _frequencies(spec.frequencies, x.device), tokens, heads, half, dim - 2 * half, x.stride(0), x.stride(1), spec.scale,
         INTERLEAVED=spec.interleaved, HALF=power_of_two(half), REST=_tile(dim - 2 * half), config=config,
     )
     return out
@@ -69,8 +69,8 @@ def write_kv(device: Device, spec: WriteKV, k: Tensor, v: Tensor | None, cell: A
     config = device.configured("heads", dim=max(spec.key_dim, spec.value_dim))
     held = _held(spec, cell)
     device.launch(
-        cells_kernel.write_kv, (tokens, -(-heads // config.meta["HEADS"])),
-        *held[:4], k, v, batch.groups[cell.group].slots, heads, spec.key_dim, spec.value_dim, cell.k.shape[-2],
+        cells_kernel.write_kv, (-(-tokens * heads // config.meta["ROWS"]),),
+        *held[:4], k, v, batch.groups[cell.group].slots, tokens, heads, spec.key_dim, spec.value_dim, cell.k.shape[-2],
         k.stride(0), k.stride(1), *((0, 0) if v is None else (v.stride(0), v.stride(1))), *held[4:],
         LATENT=v is None, **_coding(spec), KEYS=power_of_two(spec.key_dim), VALUES=power_of_two(spec.value_dim), config=config,
     )
@@ -82,12 +82,12 @@ def qkv_rope_write(device: Device, spec: QkvRopeWrite, q: Tensor, k: Tensor, v: 
     tokens, q_heads, dim = q.shape
     heads, half = k.shape[1], len(spec.query.frequencies)
     config = device.configured("heads", dim=max(dim, spec.write.value_dim))
-    parts = sum(-(-count // config.meta["HEADS"]) for count in (q_heads, heads))
+    parts = sum(-(-tokens * count // config.meta["ROWS"]) for count in (q_heads, heads))
     held = _held(spec.write, cell)
     device.launch(
-        cells_kernel.qkv_rope_write, (tokens, parts),
+        cells_kernel.qkv_rope_write, (parts,),
         out, q, k, v, *held[:4], batch.groups[cell.group].slots, batch.positions, _frequencies(spec.query.frequencies, q.device),
-        q_heads, heads, half, dim - 2 * half, spec.write.value_dim, cell.k.shape[-2],
+        tokens, q_heads, heads, half, dim - 2 * half, spec.write.value_dim, cell.k.shape[-2],
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), *held[4:], spec.query.scale,
         INTERLEAVED=spec.query.interleaved, **_coding(spec.write), HALF=power_of_two(half), REST=_tile(dim - 2 * half),
         VALUES=power_of_two(spec.write.value_dim), config=config,
@@ -103,7 +103,7 @@ def _held(spec: WriteKV, cell: Any) -> tuple[Any, ...]:
 
 
 def _coding(spec: WriteKV) -> dict[str, Any]:
-    return {"LIMIT": float(ACTIVATIONS[spec.kv_dtype]) if spec.kv_dtype else 0, "FLOAT8": spec.kv_dtype == "float8_e4m3fn"}
+    return {"LIMIT": ACTIVATIONS[spec.kv_dtype] if spec.kv_dtype else 0, "FLOAT8": spec.kv_dtype == "float8_e4m3fn"}
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ....errors import ConfigError
-from ....ops import BatchShape, Kernel
+from ....ops import BatchShape, Kernel, StateGroup
 from ...contract import Availability, Buckets, Capabilities, Memory, Options, Step
 from ..supports import SCHEMES
 from ..torch import TorchPlatform
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from .device import Device
+    from .state import TritonState
 
 INTERPRETED = "interpreted"
 BUCKETS = Buckets(
@@ -105,6 +106,11 @@ class TritonPlatform(TorchPlatform):
         from .kernels import triton_kernels
 
         return [*triton_kernels(self.runs_on), *super().kernels()]
+
+    def allocate(self, groups: Sequence[StateGroup], blocks: Sequence[int], slots: int) -> TritonState:
+        from .state import TritonState
+
+        return TritonState(self.runs_on, groups, blocks, slots)
 
     def compile(self, step: Step, shape: BatchShape) -> Any:
         """Steps that only decode are captured as a graph at their first use; others run as they are."""
