@@ -20,10 +20,11 @@ from .attention_merge_kernel import attention_merge_kernel
 from .device import Device
 from .launches import Launch
 
+YES_NO = ("no", "yes")
 LONGEST = 576
 """Of the dims that tiles are laid out for."""
 LOG2E = log2(2.718281828459045)
-PROGRAMS = 2
+PROGRAMS = 4
 """How many programs a processor should have before keys are shared out no further."""
 MOST_SHARES = 64
 MERGED_ELEMENTS = 4096
@@ -39,6 +40,8 @@ def supports(spec: Attention) -> Support:
         return f"dtype {spec.dtype}; the kernel computes in {', '.join(COMPUTES)}"
     if max(spec.key_dim, spec.value_dim) > LONGEST:
         return f"head dims {spec.key_dim} and {spec.value_dim}; tiles hold at most {LONGEST}"
+    if not spec.scale > 0:
+        return f"scale {spec.scale:g}; the kernel takes the largest score before it scales it, which must not turn the order around"
     return None
 
 
@@ -73,9 +76,9 @@ class Plan(NamedTuple):
 def plan(device: Device, spec: Attention, shape: BatchShape, keys: int, block_tokens: int) -> Plan:
     """keys: the longest context that the table of blocks can hold."""
     group, one_query = spec.heads.size // spec.kv_heads.size, shape.longest_query == 1
-    half = "no" if spec.dtype == "float32" else "yes"
     typical = 1 if one_query else max(shape.tokens // shape.rows, 1)
-    launch = device.configured("attention", half=half, dim=max(spec.key_dim, spec.value_dim), lanes=typical * group)
+    launch = device.configured("attention", half=YES_NO[spec.dtype != "float32"], dim=max(spec.key_dim, spec.value_dim),
+                               lanes=typical * group, latent=YES_NO[spec.latent])
     block_m, block_n = launch.meta["BLOCK_M"], launch.meta["BLOCK_N"]
     heads = min(group, block_m)
     tiles = shape.tokens if one_query else shape.tokens // (block_m // heads) + shape.rows + 1

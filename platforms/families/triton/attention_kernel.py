@@ -21,7 +21,11 @@ CODE_SCALE = tl.constexpr(256.0)
 """e4m3 bits read as those of a float16 are this much too small."""
 
 
-@triton.jit
+VARYING = ("tokens", "rows", "splits", "least_keys", "table_width", "window")
+"""Numbers that change from step to step or layer to layer: the compiler learns nothing about them."""
+
+
+@triton.jit(do_not_specialize=VARYING)
 def attention_kernel(
     out, parts, peaks, totals, q, k, v, k_scale, v_scale, table, row_of, starts, lengths, sinks, slopes,
     tokens, rows, splits, least_keys, heads, kv_heads, table_width, q_token, q_head, window, softcap, scale,
@@ -79,20 +83,21 @@ def attention_kernel(
                 _store(out, tl.zeros([BLOCK_M, VALUE_1], tl.float32), place, held, VALUE_0, VALUE_DIM)
         return
 
-    q += token.to(tl.int64) * q_token + head * q_head
-    q0 = _load(q, held, 0, KEY_0, KEY_DIM, True)
+    # Idle lanes compute what the tile's first one does.
+    q += tl.where(held, token, first).to(tl.int64) * q_token + tl.where(held, head, kv_head * GROUP) * q_head
+    q0 = _load(q, 0, KEY_0, KEY_DIM)
     q1 = q0
     if KEY_1 > 0:
-        q1 = _load(q, held, KEY_0, KEY_1, KEY_DIM, True)
+        q1 = _load(q, KEY_0, KEY_1, KEY_DIM)
     slope = None
     if slopes is not None:
         slope = tl.load(slopes + head, mask=held, other=0.0) * LOG2E
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     if sinks is not None:
-        if split == 0:
-            peak = tl.load(sinks + head, mask=held, other=0.0).to(tl.float32) * LOG2E
-            total = tl.full([BLOCK_M], 1.0, tl.float32)
+        # In the first share alone.
+        peak = tl.where(split == 0, tl.load(sinks + head, mask=held, other=0.0).to(tl.float32) * LOG2E, peak)
+        total = tl.where(split == 0, 1.0, total)
     mixed0 = tl.zeros([BLOCK_M, VALUE_0], tl.float32)
     mixed1 = peak
     if VALUE_1 > 0:
@@ -146,32 +151,42 @@ def _walk(
     low, high, window, softcap, scale, BLOCK_TOKENS: tl.constexpr, KEY_DIM: tl.constexpr, KEY_0: tl.constexpr,
     KEY_1: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_0: tl.constexpr, VALUE_1: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
-    """The softmax carried over keys begin .. end - 1. EDGE: some query does not see one of them, and only low .. high - 1 are read."""
+    """The softmax carried over keys begin .. end - 1. EDGE: some query does not see one of them.
+
+    Memory is read at low .. high - 1 alone: what is not seen stands for its nearest neighbour there, and weighs nothing.
+    """
     lane = tl.arange(0, BLOCK_N)
-    block = _block(table, begin + lane, low, high, BLOCK_TOKENS)
+    block = tl.load(table + _within(begin + lane, low, high) // BLOCK_TOKENS)
     for start in range(begin, end, BLOCK_N):
         key = start + lane
-        inside = (key >= low) & (key < high)
-        slot = block.to(tl.int64) * block_slots + key % BLOCK_TOKENS
+        found = key
+        if EDGE:
+            found = _within(key, low, high)
+        slot = block.to(tl.int64) * block_slots + found % BLOCK_TOKENS
         # One tile ahead, so that the loads of keys and values do not wait for it.
-        block = _block(table, key + BLOCK_N, low, high, BLOCK_TOKENS)
+        block = tl.load(table + _within(key + BLOCK_N, low, high) // BLOCK_TOKENS)
 
-        keys0 = _decoded(_load(k + slot * KEY_DIM, inside, 0, KEY_0, KEY_DIM, EDGE), q0.dtype)
+        keys0 = _decoded(_load(k + slot * KEY_DIM, 0, KEY_0, KEY_DIM), q0.dtype)
         scores = tl.dot(q0, tl.trans(keys0), input_precision="ieee")
         keys1 = keys0
         if KEY_1 > 0:
-            keys1 = _decoded(_load(k + slot * KEY_DIM, inside, KEY_0, KEY_1, KEY_DIM, EDGE), q0.dtype)
+            keys1 = _decoded(_load(k + slot * KEY_DIM, KEY_0, KEY_1, KEY_DIM), q0.dtype)
             scores = tl.dot(q1, tl.trans(keys1), scores, input_precision="ieee")
         value_scales = None
         if k_scale is not None:
-            key_scales = _scales(k_scale + slot, inside, k, EDGE)
+            key_scales = _scales(k_scale + slot, k)
             scores *= key_scales[None, :]
             value_scales = key_scales
             if v_scale is not None:
-                value_scales = _scales(v_scale + slot, inside, v, EDGE)
-        scores *= scale
+                value_scales = _scales(v_scale + slot, v)
+        # A scale that nothing else comes between is applied with the subtraction of the peak, in one instruction.
+        unit = 1.0
         if softcap is not None:
-            scores = softcap * (1 - 2 / (1 + tl.exp2(scores)))
+            scores = softcap * (1 - 2 / (1 + tl.exp2(scores * scale)))
+        elif slope is not None:
+            scores *= scale
+        else:
+            unit = scale
         if slope is not None:
             scores += slope[:, None] * (key[None, :] - position[:, None])
         if EDGE:
@@ -180,25 +195,25 @@ def _walk(
                 visible &= key[None, :] > position[:, None] - window
             scores = tl.where(visible, scores, float("-inf"))
 
-        higher = tl.maximum(peak, tl.max(scores, 1))
+        higher = tl.maximum(peak, tl.max(scores, 1) * unit)
         base = higher
         if EDGE:
             # A query that saw nothing so far: -inf less -inf would be NaN.
             base = tl.where(higher == float("-inf"), 0.0, higher)
-        weights, fade = tl.exp2(scores - base[:, None]), tl.exp2(peak - base)
+        weights, fade = tl.exp2(scores * unit - base[:, None]), tl.exp2(peak - base)
         total = total * fade + tl.sum(weights, 1)
         peak = higher
 
         if v is None:
             values0 = keys0
         else:
-            values0 = _decoded(_load(v + slot * VALUE_DIM, inside, 0, VALUE_0, VALUE_DIM, EDGE), q0.dtype)
+            values0 = _decoded(_load(v + slot * VALUE_DIM, 0, VALUE_0, VALUE_DIM), q0.dtype)
         mixed0 = _mixed(mixed0 * fade[:, None], weights, values0, value_scales)
         if VALUE_1 > 0:
             if v is None:
                 values1 = keys1
             else:
-                values1 = _decoded(_load(v + slot * VALUE_DIM, inside, VALUE_0, VALUE_1, VALUE_DIM, EDGE), q0.dtype)
+                values1 = _decoded(_load(v + slot * VALUE_DIM, VALUE_0, VALUE_1, VALUE_DIM), q0.dtype)
             mixed1 = _mixed(mixed1 * fade[:, None], weights, values1, value_scales)
     return peak, total, mixed0, mixed1
 
@@ -236,43 +251,30 @@ def _share(low, high, split, splits, least_keys, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _block(table, key, low, high, BLOCK_TOKENS: tl.constexpr):
-    """The block of each key; the null one of keys outside low .. high - 1."""
-    return tl.load(table + key // BLOCK_TOKENS, mask=(key >= low) & (key < high), other=0)
+def _within(key, low, high):
+    """The key of low .. high - 1 that is nearest."""
+    return tl.minimum(tl.maximum(key, low), high - 1)
 
 
 @triton.jit
-def _pick(at, inside, EDGE: tl.constexpr):
-    """What lies at `at`; with EDGE only where `inside`, and 0 elsewhere."""
-    if EDGE:
-        return tl.load(at, mask=inside, other=0)
-    else:
-        return tl.load(at)
-
-
-@triton.jit
-def _scales(at, inside, codes, EDGE: tl.constexpr):
-    found = _pick(at, inside, EDGE)
+def _scales(at, codes):
+    """[keys]: the scale of each."""
+    found = tl.load(at)
     if codes.dtype.element_ty == tl.uint8:
         found *= CODE_SCALE
     return found
 
 
 @triton.jit
-def _load(at, inside, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, EDGE: tl.constexpr):
-    """[lanes, WIDTH]: entries FIRST and on of the vectors at `at`. Past DIM, and with EDGE where not `inside`, it is 0."""
+def _load(at, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    """[lanes, WIDTH]: entries FIRST and on of the vectors at `at`; past DIM it is 0."""
     dim = FIRST + tl.arange(0, WIDTH)
     at = at[:, None] + dim[None, :]
-    if EDGE:
-        if FIRST + WIDTH > DIM:
-            return tl.load(at, mask=inside[:, None] & (dim < DIM)[None, :], other=0)
-        else:
-            return tl.load(at, mask=inside[:, None], other=0)
+    if FIRST + WIDTH > DIM:
+        found = tl.load(at, mask=(dim < DIM)[None, :], other=0)
     else:
-        if FIRST + WIDTH > DIM:
-            return tl.load(at, mask=(dim < DIM)[None, :], other=0)
-        else:
-            return tl.load(at)
+        found = tl.load(at)
+    return found
 
 
 @triton.jit
@@ -280,9 +282,10 @@ def _decoded(x, dtype: tl.constexpr):
     """x in `dtype`. uint8: e4m3 without NaN, CODE_SCALE times too small; exact on every chip, those without the type too."""
     if x.dtype == tl.uint8:
         bits = x.to(tl.uint16)
-        return (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True).to(dtype)
+        made = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True).to(dtype)
     else:
-        return x.to(dtype)
+        made = x.to(dtype)
+    return made
 
 
 @triton.jit
