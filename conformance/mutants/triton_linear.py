@@ -67,7 +67,7 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
     SourceBug("router.triton_ties_to_the_highest", OURS, f"{FOLDER}/experts_kernel.py",
               "tl.min(tl.where(left & (scores >= best[:, None]), lane, LANES), axis=1)",
               "tl.max(tl.where(left & (scores >= best[:, None]), lane, -1), axis=1)"),
-    SourceBug("router.triton_takes_the_best_twice", OURS, f"{FOLDER}/experts_kernel.py", "left = left & (lane != expert[:, None])", "pass"),
+    SourceBug("router.triton_takes_the_best_twice", OURS, f"{FOLDER}/experts_kernel.py", "left = left & (lane != expert)", "pass"),
     _experts("a_tile_asks_the_expert_before", "tl.sum((ends <= tile).to(tl.int32), axis=0)", "tl.sum((ends < tile).to(tl.int32), axis=0)"),
     _experts("token_of_the_rank", "(tl.maximum(pairs, 0) // TOP_K)", "(tl.maximum(pairs, 0) % TOP_K)"),
     _experts("up_is_the_gate", "(line + mlp)[:, None] * embed", "line[:, None] * embed"),

@@ -41,7 +41,7 @@ def router(device: Device, spec: Router, logits: Tensor) -> tuple[Tensor, Tensor
     config = device.configured("router", experts=experts)
     device.launch(experts_kernel.router, (ceil_div(rows, config.meta["BLOCK_ROWS"]),), chosen, weights, logits, rows, experts,
                   logits.stride(0), TOP_K=spec.top_k, SIGMOID=spec.sigmoid, RENORMALIZE=spec.renormalize, LANES=_lanes(experts),
-                  config=config)
+                  PLACES=_lanes(spec.top_k), config=config)
     return chosen, weights
 
 

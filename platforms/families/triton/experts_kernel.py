@@ -16,9 +16,12 @@ from .rows_kernel import formula
 @triton.jit
 def router(
     chosen, weights, logits, rows, experts, row_stride, TOP_K: tl.constexpr, SIGMOID: tl.constexpr, RENORMALIZE: tl.constexpr,
-    LANES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    LANES: tl.constexpr, PLACES: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):
-    """logits [rows, experts] float32 -> chosen and weights [rows, TOP_K], best first, ties to the lowest id. Masks: last rows, LANES."""
+    """logits [rows, experts] float32 -> chosen and weights [rows, TOP_K], best first, ties to the lowest id.
+
+    LANES, PLACES: no fewer than there are experts, and TOP_K. Masks: the last rows, lanes and places past them.
+    """
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     lane = tl.arange(0, LANES)[None, :]
     inside = (row < rows)[:, None] & (lane < experts)
@@ -30,21 +33,23 @@ def router(
         gates = tl.exp(scores - tl.max(scores, axis=1)[:, None])
         total = tl.sum(tl.where(lane < experts, gates, 0.0), axis=1)
     left = lane < experts
-    kept = tl.zeros((BLOCK_ROWS,), tl.float32)
-    out = row.to(tl.int64) * TOP_K
+    place = tl.arange(0, PLACES)[None, :]
+    picked = tl.zeros((BLOCK_ROWS, PLACES), tl.int32)
+    shares = tl.zeros((BLOCK_ROWS, PLACES), tl.float32)
     for rank in tl.static_range(TOP_K):
         best = tl.max(tl.where(left, scores, float("-inf")), axis=1)
         expert = tl.min(tl.where(left & (scores >= best[:, None]), lane, LANES), axis=1)
-        expert = tl.minimum(expert, experts - 1)
-        gate = tl.sum(tl.where(lane == expert[:, None], gates, 0.0), axis=1) / total
-        left = left & (lane != expert[:, None])
-        kept += gate
-        tl.store(chosen + out + rank, expert, mask=row < rows)
-        tl.store(weights + out + rank, gate, mask=row < rows)
+        expert = tl.minimum(expert, experts - 1)[:, None]
+        gate = tl.sum(tl.where(lane == expert, gates, 0.0), axis=1) / total
+        left = left & (lane != expert)
+        picked = tl.where(place == rank, expert, picked)
+        shares = tl.where(place == rank, gate[:, None], shares)
     if RENORMALIZE:
-        for rank in tl.static_range(TOP_K):
-            gate = tl.load(weights + out + rank, mask=row < rows, other=0.0)
-            tl.store(weights + out + rank, gate / kept, mask=row < rows)
+        shares = shares / tl.sum(shares, axis=1)[:, None]
+    out = row.to(tl.int64)[:, None] * TOP_K + place
+    inside = (row < rows)[:, None] & (place < TOP_K)
+    tl.store(chosen + out, picked, mask=inside)
+    tl.store(weights + out, shares, mask=inside)
 
 
 @triton.jit
