@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -87,7 +87,7 @@ class TestTheProbe:
 
 
 class TestTheLaunchTable:
-    ENTRIES = {"k": [
+    ENTRIES: ClassVar = {"k": [
         {"target": "any", "key": {"size": 64}, "meta": {"BLOCK": 1}},
         {"target": "any", "meta": {"BLOCK": 2}},
         {"target": "nvidia", "key": {"kind": "wide"}, "meta": {"BLOCK": 3}, "options": {"num_warps": 8}},
@@ -139,7 +139,8 @@ class TestTheInterpreter:
 
         assert compiles()
         x, out = torch.randn(3, 20), torch.empty(3, 20)
-        interpreted.start(rows_kernel.rms_norm, (1,), (out, x, torch.ones(20), 3, 20, 1, 20, 0, 1e-6), {"ROWS": 4, "BLOCK": 32}, Launch({}, {}))
+        arguments = (out, x, torch.ones(20), 3, 20, 1, 20, 0, 1e-6)
+        interpreted.start(rows_kernel.rms_norm, (1,), arguments, {"ROWS": 4, "BLOCK": 32}, Launch({}, {}))
         assert torch.allclose(out, torch.nn.functional.rms_norm(x, (20,), eps=1e-6), atol=1e-6)
         triton.knobs.compilation.always_compile = True
         try:
