@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from inferplane import __version__
 
-PLANNED = ("cuda", "rocm", "tpu", "xpu", "gaudi")
+PLANNED = ("tpu", "xpu", "gaudi")
 FIRST_ERROR_SECONDS = 2.0
 HELP_SECONDS = 0.5
 

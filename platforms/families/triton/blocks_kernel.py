@@ -15,7 +15,8 @@ import triton.language as tl
 def copy(state, sources, targets, rows, count, heads, words, layer_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Block sources[i] onto block targets[i], in every layer; no block is both."""
     layer, index, head, lane, exists, inside = _tile(rows, count, heads, words, ROWS, BLOCK)
-    source, target = tl.load(sources + index, mask=exists, other=0).to(tl.int64), tl.load(targets + index, mask=exists, other=0).to(tl.int64)
+    source = tl.load(sources + index, mask=exists, other=0).to(tl.int64)
+    target = tl.load(targets + index, mask=exists, other=0).to(tl.int64)
     start = state + layer * layer_stride + lane
     values = tl.load(start + (source * heads + head) * words, mask=inside)
     tl.store(start + (target * heads + head) * words, values, mask=inside)

@@ -56,7 +56,8 @@ def rope(device: Device, spec: Rope, x: Tensor, batch: Batch) -> Tensor:
     config = device.configured("heads", dim=dim)
     device.launch(
         cells_kernel.rope, (-(-tokens * heads // config.meta["ROWS"]),),
-        out, x, batch.positions, _frequencies(spec.frequencies, x.device), tokens, heads, half, dim - 2 * half, x.stride(0), x.stride(1), spec.scale,
+        out, x, batch.positions, _frequencies(spec.frequencies, x.device), tokens, heads, half, dim - 2 * half,
+        x.stride(0), x.stride(1), spec.scale,
         INTERLEAVED=spec.interleaved, HALF=power_of_two(half), REST=_tile(dim - 2 * half), config=config,
     )
     return out

@@ -97,10 +97,9 @@ def _rope(
 def _pairs(half, INTERLEAVED: tl.constexpr, HALF: tl.constexpr):
     """(columns of the first and of the second of each pair [1, HALF], whether the pair exists)."""
     lane = tl.arange(0, HALF)[None, :]
-    if INTERLEAVED:
-        return 2 * lane, 2 * lane + 1, lane < half
-    else:
-        return lane, half + lane, lane < half
+    first = 2 * lane if INTERLEAVED else lane
+    second = 2 * lane + 1 if INTERLEAVED else half + lane
+    return first, second, lane < half
 
 
 @triton.jit

@@ -32,10 +32,7 @@ def coding(largest_bits, LIMIT: tl.constexpr):
 def code(x, inverse, finite, FLOAT8: tl.constexpr):
     """float32 -> codes: int8, or the bits of e4m3fn; zeros in a group that is not finite."""
     scaled = tl.where(finite, tl.where(finite, x, 0.0) * inverse, 0.0)
-    if FLOAT8:
-        return encode_e4m3fn(scaled)
-    else:
-        return nearest(scaled).to(tl.int8)
+    return encode_e4m3fn(scaled) if FLOAT8 else nearest(scaled).to(tl.int8)
 
 
 @triton.jit

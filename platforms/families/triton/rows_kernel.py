@@ -69,16 +69,17 @@ def formula(x, KIND: tl.constexpr):
     """The activation in float32, of any float."""
     x = x.to(tl.float32)
     if KIND == "silu":
-        return x / (1.0 + tl.exp(-x))
+        made = x / (1.0 + tl.exp(-x))
     elif KIND == "gelu":
-        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+        made = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif KIND == "gelu_tanh":
-        return x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+        made = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
     elif KIND == "relu":
-        return tl.where(x < 0, 0.0, x)
+        made = tl.where(x < 0, 0.0, x)
     else:
         tl.static_assert(KIND == "tanh")
-        return _tanh(x)
+        made = _tanh(x)
+    return made
 
 
 @triton.jit

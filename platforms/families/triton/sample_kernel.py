@@ -117,7 +117,7 @@ def rank(best_ids, logits, vocab, row_stride, count, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     start = logits + row.to(tl.int64) * row_stride
     bound, at = tl.full((), float("inf"), tl.float32), tl.full((), -1, tl.int32)
-    for place in range(0, count):
+    for place in range(count):
         best, found = tl.full((), float("-inf"), tl.float32), tl.full((), 0x7FFFFFFF, tl.int32)
         for first in range(0, vocab, BLOCK):
             ids = first + tl.arange(0, BLOCK)
@@ -168,7 +168,7 @@ def _search(start, warmth, peak, goal, vocab, MASS: tl.constexpr, BLOCK: tl.cons
     """
     found = tl.zeros((1,), tl.uint32)
     candidate = tl.arange(0, 1 << DIGIT).to(tl.uint32)[None, :]
-    for turn in range(0, (32 + DIGIT - 1) // DIGIT):
+    for turn in range((32 + DIGIT - 1) // DIGIT):
         shift = (tl.maximum(32 - DIGIT * (turn + 1), 0) + tl.zeros((1,), tl.int32)).to(tl.uint32)
         bounds = found + (candidate << shift)
         reached = tl.zeros((1 << DIGIT,), tl.float32)
