@@ -72,18 +72,17 @@ def linear_of_one_row(
 ):
     """x [inputs], weight [outputs, inputs] -> out [outputs]: the weights stream through registers, a sum per lane, added up at the end."""
     output = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
-    lane = tl.arange(0, BLOCK_INPUTS)
-    weight_at = weight + tl.minimum(output, outputs - 1).to(tl.int64)[:, None] * inputs + lane[None, :]
+    lane = tl.arange(0, BLOCK_INPUTS)[None, :]
+    weight_at = weight + tl.minimum(output, outputs - 1).to(tl.int64)[:, None] * inputs + lane
     sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_INPUTS), tl.float32)
     for start in range(0, inputs, BLOCK_INPUTS):
         if WHOLE_STEPS:
             weights = tl.load(weight_at + start, eviction_policy="evict_first")
             values = tl.load(x + start + lane)
         else:
-            inside = lane < inputs - start
-            weights = tl.load(weight_at + start, mask=inside[None, :], other=0.0, eviction_policy="evict_first")
-            values = tl.load(x + start + lane, mask=inside, other=0.0)
-        sums += weights.to(tl.float32) * values.to(tl.float32)[None, :]
+            weights = tl.load(weight_at + start, mask=lane < inputs - start, other=0.0, eviction_policy="evict_first")
+            values = tl.load(x + start + lane, mask=lane < inputs - start, other=0.0)
+        sums += weights.to(tl.float32) * values.to(tl.float32)
     total = tl.sum(sums, axis=1)
     if bias is not None:
         total += tl.load(bias + output, mask=output < outputs, other=0.0).to(tl.float32)
