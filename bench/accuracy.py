@@ -72,7 +72,7 @@ class Recoded:
 def variants(asked: Sequence[str] = ()) -> list[Variant]:
     """The presets, their neighbours, peers' rules, and what was asked for. Raises `ConfigError` for an unknown scheme."""
     q8_0, q4_0 = Scheme.parse("int8:g32:float16:a8g32"), Scheme.parse("int4:g32:float16:a8g32")
-    plain = {"int8 (preset)": "int8", "int4 (preset)": "int4", "OpenVINO int8": "int8:float16"}
+    plain = {"int8 (preset)": "int8", "int4 (preset)": "int4", "OpenVINO int8": "int8:float16:a8g32"}
     ours = {f"{name}, {asked_scheme(said)}": asked_scheme(said) for name, said in plain.items()}
     ours |= {str(scheme): scheme for scheme in map(asked_scheme, (*OTHERS, *asked)) if scheme not in PRESETS.values()}
     return [

@@ -3,11 +3,12 @@
 A step reads every weight once and multiplies it with every token:
 
     seconds(tokens, samples) = max(weight_bytes / read_bytes_per_second,
-                                   sum over dtypes of (tokens * layer_flops[dtype] + samples * head_flops[dtype]) / flops[dtype])
+                                   sum over dtypes of (tokens * token_flops[dtype] + samples * sample_flops[dtype]) / flops[dtype])
     seconds(work)            = seconds(requests * prompt_tokens, requests) + (output_tokens - 1) * seconds(requests, requests)
 
 A token's FLOPs are two for each value of each linear weight, in the dtype that is multiplied: that of the codes where a scheme
-quantizes activations too, else the model's. A quantized weight is its codes, scales and zero points. Attention, reading KV and
+quantizes activations too, else the model's. The head, and the last layer behind its attention, meet only tokens that something is
+drawn for (samples). A quantized weight is its codes, scales and zero points. Attention, reading KV and
 everything on the host are left out, so that the limit is one that no implementation can pass.
 """
 from __future__ import annotations
@@ -19,7 +20,7 @@ from math import prod
 from ..conformance.limits import Limits
 from ..core.trace import Use, trace
 from ..model_zoo.base import Model
-from ..ops import DTYPES, Embedding, Linear, Scheme, Tensor
+from ..ops import DTYPES, Embedding, GatedLinear, Linear, Scheme, Tensor
 from ..ops.quantize import SCALES
 from .work import Work
 
@@ -30,14 +31,14 @@ CODE_BITS = {"int4": 4}
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model's step needs. layer_flops: for each token. head_flops: for each token that is drawn. Both by dtype."""
+    """What a model's step needs. token_flops: for each token. sample_flops: for each one that is drawn. Both by dtype."""
 
     dtype: str
     parameters: int
     weight_bytes: int
     """Read by each step: all but rows that are only looked up."""
-    layer_flops: Mapping[str, int]
-    head_flops: Mapping[str, int]
+    token_flops: Mapping[str, int]
+    sample_flops: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ class Bound:
 def cost(model: Model) -> Cost:
     uses = trace(model).uses
     read = {part.name: (part, _scheme(use)) for use in uses if not isinstance(use.spec, Embedding) for part in use.weight.parts}
-    linear = [use for use in uses if isinstance(use.spec, Linear)]
+    linear = [use for use in uses if isinstance(use.spec, (Linear, GatedLinear))]
     return Cost(
         dtype=model.dtype,
         parameters=sum(prod(tensor.shape) for tensor in model.weights.tensors().values()),
         weight_bytes=sum(_bytes(part, scheme, model.dtype) for part, scheme in read.values()),
-        layer_flops=_flops((use for use in linear if use.path.startswith("layers.")), model.dtype),
-        head_flops=_flops((use for use in linear if not use.path.startswith("layers.")), model.dtype),
+        token_flops=_flops((use for use in linear if not use.sampled), model.dtype),
+        sample_flops=_flops((use for use in linear if use.sampled), model.dtype),
     )
 
 
@@ -66,11 +67,11 @@ def bound(work: Work, needs: Cost, limits: Limits) -> Bound | None:
     if limits.read_bytes_per_second is None:
         return None
     memory = needs.weight_bytes / limits.read_bytes_per_second
-    layer, head = (_seconds(flops, limits) for flops in (needs.layer_flops, needs.head_flops))
+    each, drawn = (_seconds(flops, limits) for flops in (needs.token_flops, needs.sample_flops))
     steps = [(1, work.requests * work.prompt_tokens), (work.output_tokens - 1, work.requests)]
     total, computing = 0.0, 0.0
     for count, tokens in steps:
-        compute = tokens * layer + work.requests * head
+        compute = tokens * each + work.requests * drawn
         total += count * max(memory, compute)
         computing += count * compute if compute > memory else 0.0
     return Bound(work.counted_tokens / total, COMPUTE if computing > total / 2 else MEMORY)
@@ -100,4 +101,4 @@ def _bytes(part: Tensor, scheme: Scheme | None, dtype: str) -> int:
 
 
 def _scheme(use: Use) -> Scheme | None:
-    return use.spec.scheme if isinstance(use.spec, Linear) else None
+    return use.spec.scheme if isinstance(use.spec, (Linear, GatedLinear)) else None

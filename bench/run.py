@@ -22,7 +22,7 @@ from .shapes import RandomWeights
 from .throughput import measure_throughput
 from .work import Work
 
-FORMAT = 2
+FORMAT = 3
 """Of the record. Grows when a reader of the old one would be misled."""
 PRIVATE = ("model", "tokenizer", "config")
 """Settings that may be paths, which are nobody's business in a kept record."""

@@ -15,6 +15,7 @@ from ..ops import (
     Dim,
     Embedding,
     GatedActivation,
+    GatedLinear,
     LayerNorm,
     Linear,
     Moe,
@@ -44,10 +45,15 @@ def _write(dtype: str) -> WriteKV:
     return WriteKV(kv_heads=Dim(2, "kv_heads"), key_dim=16, value_dim=16, dtype=dtype)
 
 
+def _gated(dtype: str) -> GatedLinear:
+    linear = Linear(input=Dim(32, "embed"), outputs=(Dim(48, "mlp"), Dim(48, "mlp")), dtype=dtype)
+    return GatedLinear(linear=linear, activation=GatedActivation(kind="silu", dtype=dtype))
+
+
 PLAIN: dict[str, Callable[[str], Spec]] = {
     "embedding": lambda dtype: Embedding(vocab=Dim(97, "vocab"), size=32, dtype=dtype),
     "linear": lambda dtype: Linear(input=Dim(32, "embed"), outputs=(Dim(48, "mlp"),), dtype=dtype),
-    "take_rows": lambda dtype: TakeRows(size=32, dtype=dtype),
+    "take_rows": lambda dtype: TakeRows(size=Dim(32), dtype=dtype),
     "add": lambda dtype: Add(dtype=dtype),
     "multiply": lambda dtype: Multiply(dtype=dtype),
     "scale": lambda dtype: Scale(factor=0.5, dtype=dtype),
@@ -57,6 +63,7 @@ PLAIN: dict[str, Callable[[str], Spec]] = {
     "rope": _rope,
     "activation": lambda dtype: Activation(kind="silu", dtype=dtype),
     "gated_activation": lambda dtype: GatedActivation(kind="silu", dtype=dtype),
+    "gated_linear": _gated,
     "write_kv": _write,
     "attention": lambda dtype: Attention(
         heads=Dim(4, "heads"), kv_heads=Dim(2, "kv_heads"), key_dim=16, value_dim=16, scale=0.25, dtype=dtype),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.localize import Mesh, local_spec
-from ..ops import DTYPES, Abstract, Attention, BatchShape, Embedding, Kernel, Linear, Spec, TakeRows, empty, unpack
+from ..ops import DTYPES, Abstract, Attention, BatchShape, Dim, Embedding, Kernel, Linear, Spec, TakeRows, empty, unpack
 from .case import Failed
 from .judge import check_memory, compare
 from .limits import Limits
@@ -117,7 +117,7 @@ def _picks(rig: Rig, problem: Problem) -> list[Callable[[Any, Any], Any] | None]
     picks: list[Callable[[Any, Any], Any] | None] = []
     for one in _outputs(problem):
         if isinstance(one, Abstract) and _nbytes(one) > LARGE_BYTES:
-            spec = TakeRows(size=prod(one.shape[1:]), dtype=one.dtype)
+            spec = TakeRows(size=Dim(prod(one.shape[1:])), dtype=one.dtype)
             picks.append(_pick(rig.supporting(spec)[0], spec, one.shape[0]))
         else:
             picks.append(None)
@@ -125,7 +125,7 @@ def _picks(rig: Rig, problem: Problem) -> list[Callable[[Any, Any], Any] | None]
 
 
 def _pick(kernel: Kernel, spec: TakeRows, tokens: int) -> Callable[[Any, Any], Any]:
-    return lambda result, batch: kernel.run(spec, result.reshape(tokens, spec.size), batch.sample)
+    return lambda result, batch: kernel.run(spec, result.reshape(tokens, spec.size.size), batch.sample)
 
 
 def _check(rig: Rig, work: Work, kernel: Kernel, answers: list[list[Array]], state: Any, layers: int) -> None:

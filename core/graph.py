@@ -1,11 +1,11 @@
-"""A model's whole step, as the core loops it: derive, embed, layer after layer, take rows, head, sample."""
+"""A model's whole step, as the core loops it: derive, embed, layer after layer, head, sample."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..model_zoo.base import Model
-from ..ops import Abstract, Batch, BatchShape, Derive, Dim, GroupRows, Sample, Sampling, Scope, TakeRows
+from ..ops import Abstract, Batch, BatchShape, Derive, Dim, GroupRows, Sample, Sampling, Scope
 
 
 class Weights(NamedTuple):
@@ -22,13 +22,12 @@ class Graph:
         self.model, self.ops = model, ops
 
     def hidden(self, weights: Weights, state: Any, batch: Batch) -> Any:
-        """[samples, embed]: the rows that go to the head."""
-        ops, model = self.ops, self.model
-        top = Scope(weights.top)
-        x = model.embed(ops, top, batch)
+        """[samples, embed]: the rows that go to the head. The last layer computes no others once it has written its state."""
+        model, last = self.model, len(weights.layers) - 1
+        x = model.embed(self.ops, Scope(weights.top), batch)
         for i, layer in enumerate(weights.layers):
-            x = model.layer(i, ops, x, Scope(layer), batch, state[i])
-        return ops.take_rows(TakeRows(size=x.shape[-1], dtype=model.dtype), x, batch.sample)
+            x = model.layer(i, self.ops, x, Scope(layer), batch, state[i], batch.sample if i == last else None)
+        return x
 
     def step(self, weights: Weights, state: Any, batch: Batch, sampling: Sampling) -> Any:
         """One step of serving: `Sampled`."""
@@ -46,17 +45,18 @@ class Graph:
 
 
 DERIVE = Derive()
+TOKENS, ROWS, SAMPLES = 7, 3, 2
+"""Of a batch to trace with: they differ from each other, so that a mix-up shows."""
 
 
-def abstract_batch(groups: int, *, tokens: int = 7, rows: int = 3, samples: int = 2) -> Batch:
-    """A batch to trace with; its sizes differ from each other, so that a mix-up shows."""
+def abstract_batch(groups: int) -> Batch:
     def ints(*shape: int) -> Abstract:
         return Abstract(shape, "int32")
 
-    shape = BatchShape(tokens, rows, samples, (5,) * groups, tokens)
+    shape = BatchShape(TOKENS, ROWS, SAMPLES, (5,) * groups, TOKENS)
     return Batch(
-        tokens=ints(tokens), source=ints(tokens), positions=ints(tokens), row=ints(tokens),
-        starts=ints(rows + 1), lengths=ints(rows), slot=ints(rows), fresh=ints(rows), adapter=ints(rows),
-        sample=ints(samples), sample_slot=ints(samples),
-        groups=(GroupRows(ints(rows, 5), ints(tokens)),) * groups, shape=shape,
+        tokens=ints(TOKENS), source=ints(TOKENS), positions=ints(TOKENS), row=ints(TOKENS),
+        starts=ints(ROWS + 1), lengths=ints(ROWS), slot=ints(ROWS), fresh=ints(ROWS), adapter=ints(ROWS),
+        sample=ints(SAMPLES), sample_slot=ints(SAMPLES),
+        groups=(GroupRows(ints(ROWS, 5), ints(TOKENS)),) * groups, shape=shape,
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..model_zoo.base import Model, Precision
-from ..ops import DTYPES, KernelPack, Quantized, Scheme, Tensor, WeightTable
+from ..ops import DTYPES, KernelPack, Quantized, Scheme, Tensor, Uncoded, WeightTable
 from ..ops.quantize import quantize, restored
 from ..platforms.contract import Platform
 from .graph import Graph, Weights
@@ -159,10 +159,14 @@ class _Preparer:
         layout = (choice.kernel.name, choice.local) if choice.kernel.prepare else getattr(use.spec, "dtype", None)
         if (names, layout) not in self.made:
             self.made[names, layout] = self._prepare(choice, use.weight.parts)
-            if isinstance(source := self.source, Mapped):
-                for stored in (stored for part in use.weight.parts for stored in part.stored):
-                    source.release(stored.name)
+            for part in use.weight.parts:
+                self._release(part)
         return self.made[names, layout]
+
+    def _release(self, part: Tensor) -> None:
+        if isinstance(source := self.source, Mapped):
+            for stored in part.stored:
+                source.release(stored.name)
 
     def _prepare(self, choice: Choice, parts: Sequence[Tensor]) -> Any:
         weight = _packed_name(choice, parts)
@@ -178,9 +182,12 @@ class _Preparer:
         dtype = DTYPES[getattr(choice.spec, "dtype", "float32")]
         host = [local_tensor(self._whole(part), part, self.mesh) for part in parts]
         scheme = getattr(choice.spec, "scheme", None)
+        kernel = choice.kernel
+        if scheme and kernel and kernel.takes_slices:
+            host = [self._uncoded(part, tensor, scheme) for part, tensor in zip(host, parts, strict=True)]
         ready = [self._stored(part, tensor.name, dtype, scheme) for part, tensor in zip(host, parts, strict=True)]
-        if choice.kernel and choice.kernel.prepare:
-            return choice.kernel.prepare(choice.local, ready)
+        if kernel and kernel.prepare:
+            return kernel.prepare(choice.local, ready)
         return tuple(self.platform.put(array) for array in ready)
 
     def _whole(self, part: Tensor) -> Any:
@@ -188,8 +195,15 @@ class _Preparer:
         pieces: list[Any] = [self.source.tensor(stored.name) for stored in part.stored]
         return np.stack(pieces) if part.stacked else pieces[0]
 
+    def _uncoded(self, part: Any, tensor: Tensor, scheme: Scheme) -> Any:
+        if isinstance(part, Quantized) or part.ndim != 2:
+            return part
+        return Uncoded(part, scheme, lambda: self._release(tensor))
+
     def _stored(self, part: Any, name: str, dtype: Any, scheme: Scheme | None) -> Any:
         """As the kernel takes it: in its dtype, or, of a quantized linear, as codes; biases and embeddings stay floats."""
+        if isinstance(part, Uncoded):
+            return part
         if not isinstance(part, Quantized):
             return quantize(part, scheme) if scheme and part.ndim == 2 else part.astype(dtype, copy=False)
         if scheme:

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import SpecError
 from ..model_zoo.base import Model
 from ..ops import DEFAULTS, Sampling, Spec, Weight
-from .graph import Graph, Weights, abstract_batch
+from .graph import SAMPLES, Graph, Weights, abstract_batch
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Use:
     path: str
     weight: Weight
     spec: Spec
+    sampled: bool
+    """Whether it meets the rows that go to the head, and not every token."""
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Tracer:
         self.trace.specs[spec] = self.trace.specs.get(spec, 0) + 1
         for array in arrays:
             if isinstance(array, _Placeholder):
-                self.trace.uses.append(Use(array.path, array.weight, spec))
+                self.trace.uses.append(Use(array.path, array.weight, spec, sampled=arrays[0].shape[0] == SAMPLES))
         return spec.infer(*arrays)
 
 

@@ -65,8 +65,11 @@ class Model(ABC):
         """x [tokens, embed]; `w` is the top scope."""
 
     @abstractmethod
-    def layer(self, i: int, ops: Any, x: Any, w: Any, batch: Any, state: Any) -> Any:
-        """x [tokens, embed] after layer i; `w` is the layer's scope, `state` its cell."""
+    def layer(self, i: int, ops: Any, x: Any, w: Any, batch: Any, state: Any, rows: Any) -> Any:
+        """x [tokens, embed] after layer i; `w` is the layer's scope, `state` its cell.
+
+        rows [samples] int32: the tokens that are still wanted, in whose order x [samples, embed] leaves the last layer; None: all.
+        """
 
     @abstractmethod
     def head(self, ops: Any, w: Any, rows: Any, batch: Any) -> Any:

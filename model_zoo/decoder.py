@@ -15,6 +15,7 @@ from ..ops import (
     Dim,
     Embedding,
     GatedActivation,
+    GatedLinear,
     Linear,
     QkvRopeWrite,
     RmsNorm,
@@ -22,6 +23,7 @@ from ..ops import (
     Scale,
     StateArray,
     StateGroup,
+    TakeRows,
     Weight,
     WeightTable,
     WriteKV,
@@ -105,6 +107,7 @@ class Decoder(Model):
         self.norm = RmsNorm(size=d.embed, epsilon=d.epsilon, dtype=dtype, offset=d.norm_offset)
         self.add_norm = AddRmsNorm(norm=self.norm)
         self.add = Add(dtype=dtype)
+        self.take, self.take_mixed = (TakeRows(size=size, dtype=dtype) for size in (embed, q_size))
         self.head_norm = RmsNorm(size=d.head_dim, epsilon=d.epsilon, dtype=dtype, offset=d.norm_offset)
         write = WriteKV(kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim, dtype=dtype, kv_dtype=precision.kv_dtype)
 
@@ -121,7 +124,6 @@ class Decoder(Model):
             scale=d.attention_scale or d.head_dim**-0.5, dtype=dtype, window=window, softcap=d.softcap, kv_dtype=precision.kv_dtype,
         ) for window in set(d.windows)}
         self.attention = tuple(by_window[window] for window in d.windows)
-        self.activation = GatedActivation(kind=d.activation, dtype=dtype)
 
         def linear(modules: str, inputs: Dim, outputs: tuple[Dim, ...], bias: bool) -> list[Linear]:
             """One for each layer: a checkpoint may quantize some of them."""
@@ -130,7 +132,8 @@ class Decoder(Model):
 
         self.qkv = linear(QKV, embed, (q_size, kv_size, kv_size), d.qkv_bias)
         self.out = linear(OUT, q_size, (embed,), d.out_bias)
-        self.gate_up = linear(GATE_UP, embed, (mlp, mlp), d.mlp_bias)
+        activation = GatedActivation(kind=d.activation, dtype=dtype)
+        self.gate_up = [GatedLinear(linear=one, activation=activation) for one in linear(GATE_UP, embed, (mlp, mlp), d.mlp_bias)]
         self.down = linear(DOWN, mlp, (embed,), d.mlp_bias)
         self._add_experts(fields, d, precision)
         self.lm_head = Linear(input=embed, outputs=(vocab,), dtype=dtype, out_dtype="float32", scheme=precision.of("lm_head"))
@@ -170,14 +173,17 @@ class Decoder(Model):
         """Where a family makes the specs of layers that have more than the plain MLP."""
 
     def _mlp_weights(self, i: int, at: str) -> dict[str, Weight]:
-        return {"gate_up": _fused(self.gate_up[i], at, GATE_UP), "down": _fused(self.down[i], at, DOWN)}
+        return {"gate_up": _fused(self.gate_up[i].linear, at, GATE_UP), "down": _fused(self.down[i], at, DOWN)}
 
     def embed(self, ops: Any, w: Any, batch: Any) -> Any:
         x = ops.embedding(self.embedding, batch.tokens, w.embed)
         return x if self.embed_scale is None else ops.scale(self.embed_scale, x)
 
-    def layer(self, i: int, ops: Any, x: Any, w: Any, batch: Any, state: Any) -> Any:
+    def layer(self, i: int, ops: Any, x: Any, w: Any, batch: Any, state: Any, rows: Any) -> Any:
         h = self._attend(i, ops, ops.rms_norm(self.norm, x, w.attn_norm), w, batch, state)
+        if rows is not None:
+            h, x = ops.take_rows(self.take_mixed, h, rows), ops.take_rows(self.take, x, rows)
+        h = ops.linear(self.out[i], h, w.out, batch)
         if self.post_norms:
             h = ops.rms_norm(self.norm, h, w.attn_post_norm)
         h, x = ops.add_rms_norm(self.add_norm, h, x, w.mlp_norm)
@@ -188,18 +194,16 @@ class Decoder(Model):
 
     def _mlp(self, i: int, ops: Any, h: Any, w: Any, batch: Any) -> Any:
         """h [tokens, embed] -> [tokens, embed]."""
-        gate, up = ops.linear(self.gate_up[i], h, w.gate_up, batch)
-        return ops.linear(self.down[i], ops.gated_activation(self.activation, gate, up), w.down, batch)
+        return ops.linear(self.down[i], ops.gated_linear(self.gate_up[i], h, w.gate_up, batch), w.down, batch)
 
     def _attend(self, i: int, ops: Any, h: Any, w: Any, batch: Any, state: Any) -> Any:
-        """h [tokens, embed] -> [tokens, embed]."""
+        """h [tokens, embed] -> [tokens, heads * head_dim]: the heads' values, mixed."""
         tokens = h.shape[0]
         q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in ops.linear(self.qkv[i], h, w.qkv, batch))
         if self.qk_norm:
             q, k = ops.rms_norm(self.head_norm, q, w.q_norm), ops.rms_norm(self.head_norm, k, w.k_norm)
         q = ops.qkv_rope_write(self.rope_write[i], q, k, v, state, batch)
-        mixed = ops.attention(self.attention[i], q, state, batch)
-        return ops.linear(self.out[i], mixed.reshape(tokens, -1), w.out, batch)
+        return ops.attention(self.attention[i], q, state, batch).reshape(tokens, -1)
 
     def head(self, ops: Any, w: Any, rows: Any, batch: Any) -> Any:
         logits = ops.linear(self.lm_head, ops.rms_norm(self.norm, rows, w.norm), w.head, batch)

@@ -5,25 +5,25 @@ from .derive import Derive
 from .elementwise import GATED_ACTIVATION, Activation, Add, GatedActivation, Multiply, Scale
 from .embedding import Embedding, TakeRows
 from .kernel import Default, Kernel, KernelPack, Support, always
-from .linear import Linear
+from .linear import GATED_LINEAR, GatedLinear, Linear
 from .moe import Moe, Router
 from .norm import ADD_RMS_NORM, AddRmsNorm, LayerNorm, RmsNorm
-from .quantize import Quantized, Scheme
+from .quantize import Quantized, Scheme, Uncoded
 from .rope import Rope
 from .sample import Sample, Sampled, Sampling
 from .spec import DTYPES, FLOATS, Abstract, Dim, Spec
 from .state import StateArray, StateGroup
 from .weights import Scope, Tensor, Weight, WeightTable
 
-DEFAULTS: dict[str, Default] = {default.op: default for default in (ADD_RMS_NORM, GATED_ACTIVATION, QKV_ROPE_WRITE)}
+DEFAULTS: dict[str, Default] = {default.op: default for default in (ADD_RMS_NORM, GATED_ACTIVATION, GATED_LINEAR, QKV_ROPE_WRITE)}
 """The optional ops: a platform that brings no kernel for one gets this composition."""
 
 __all__ = [
-    "ADD_RMS_NORM", "DEFAULTS", "DTYPES", "FLOATS", "GATED_ACTIVATION", "QKV_ROPE_WRITE",
+    "ADD_RMS_NORM", "DEFAULTS", "DTYPES", "FLOATS", "GATED_ACTIVATION", "GATED_LINEAR", "QKV_ROPE_WRITE",
     "Abstract", "Activation", "Add", "AddRmsNorm", "Attention", "Batch", "BatchShape", "Default", "Derive", "Dim",
-    "Embedding", "GatedActivation", "GroupRows", "Kernel", "KernelPack", "LayerNorm", "Linear", "Moe", "Multiply",
+    "Embedding", "GatedActivation", "GatedLinear", "GroupRows", "Kernel", "KernelPack", "LayerNorm", "Linear", "Moe", "Multiply",
     "Packed", "QkvRopeWrite", "Quantized", "RmsNorm", "Rope", "Router", "Sample", "Sampled", "Sampling", "Scale", "Scheme",
     "Scope", "Spec",
-    "StateArray", "StateGroup", "Support", "TakeRows", "Tensor", "Weight", "WeightTable", "WriteKV",
+    "StateArray", "StateGroup", "Support", "TakeRows", "Tensor", "Uncoded", "Weight", "WeightTable", "WriteKV",
     "always", "empty", "unpack",
 ]

@@ -40,13 +40,13 @@ class TakeRows(Spec):
     op = "take_rows"
     tolerance = EXACT
 
-    size: int
+    size: Dim
     dtype: str
 
     def infer(self, x: Abstract, rows: Abstract) -> Abstract:
-        expect(self.op, "x", x, (self.size,), self.dtype)
+        expect(self.op, "x", x, (self.size.size,), self.dtype)
         expect(self.op, "rows", rows, (), "int32")
-        return Abstract((*rows.shape, self.size), self.dtype)
+        return Abstract((*rows.shape, self.size.size), self.dtype)
 
     def reference(self, x: Any, rows: Any) -> Any:
         return wide(x)[np.asarray(rows)]

@@ -22,6 +22,7 @@ class Kernel:
     run(spec, *arrays) -> array or tuple of arrays, asynchronous where the platform is.
     prepare(spec, parts) -> handle: host arrays of one weight (tensors, then biases) into this kernel's own layout.
       Without it a handle is the tuple of the parts, placed by `Platform.put`.
+    takes_slices: `prepare` takes an `Uncoded` where a weight is quantized while loading, and asks it for rows at a time.
     batch_invariant: a row's bits do not depend on neighbours, padding, chunk boundaries or prefix hits.
     layout: of handles that are trees of host arrays and may be kept on disk, a text that changes whenever what `prepare`
       makes does (a build, an instruction set); empty: never kept.
@@ -34,6 +35,7 @@ class Kernel:
     prepare: Callable[[Any, Sequence[Any]], Any] | None = None
     batch_invariant: bool = False
     layout: str = ""
+    takes_slices: bool = False
 
 
 @dataclass(frozen=True)

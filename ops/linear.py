@@ -1,15 +1,18 @@
-"""linear: y = x W^T + b, for one or several W that share their input (a fused linear returns a tuple)."""
+"""linear: y = x W^T + b, for one or several W that share their input; gated_linear: two of them, and activation(gate) * up."""
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ..errors import SpecError
+from .elementwise import GatedActivation
+from .kernel import Default
 from .quantize import Quantized, Scheme, dequantized, requantized, undecided
-from .spec import Abstract, Dim, Spec, expect, spec, wide
+from .spec import DTYPES, Abstract, Dim, Spec, expect, spec, wide
 from .tolerance import Tolerance, elementwise
 from .weights import Tensor, Weight
 
@@ -72,6 +75,61 @@ class Linear(Spec):
         tensors = tuple(Tensor(name + suffix, (out.size, self.input.size), (out.axis, self.input.axis)) for name, out in pairs)
         biases = tuple(Tensor(name + bias, (out.size,), (out.axis,)) for name, out in pairs) if self.bias else ()
         return Weight(tensors, biases)
+
+
+@spec
+class GatedLinear(Spec):
+    """`ops.gated_linear(spec, x [tokens, input], weight, batch) -> [tokens, output]`: activation(gate) * up of a linear with these outputs.
+
+    A kernel may round gate, up and what is activated first.
+    """
+
+    op = "gated_linear"
+
+    linear: Linear
+    activation: GatedActivation
+
+    @property
+    def dtype(self) -> str:
+        return self.linear.dtype
+
+    @property
+    def scheme(self) -> Scheme | None:
+        return self.linear.scheme
+
+    @property
+    def tolerance(self) -> Tolerance:  # type: ignore[override]
+        return elementwise(depth=self.linear.tolerance.depth + self.activation.tolerance.depth, halves=self.activation.tolerance.halves)
+
+    def validate(self) -> None:
+        gate_up = {dim.size for dim in self.linear.outputs}
+        if len(self.linear.outputs) != 2 or len(gate_up) != 1:
+            found = [dim.size for dim in self.linear.outputs]
+            raise SpecError(f"gated_linear: needs a gate and an up of one size; found outputs of {found}")
+        if self.linear.out_dtype not in (None, self.dtype) or self.activation.dtype != self.dtype or self.linear.reduce:
+            raise SpecError("gated_linear: its linear and its activation share one dtype, and it does not sum over a sharded input")
+
+    def infer(self, x: Abstract, weight: Any, batch: Any) -> Abstract:
+        expect(self.op, "x", x, (self.linear.input.size,), self.dtype)
+        return Abstract((*x.shape[:-1], self.linear.outputs[0].size), self.dtype)
+
+    def reference(self, x: Any, weight: Sequence[Any], batch: Any) -> Any:
+        return self.activation.reference(*self.linear.reference(x, weight, batch))
+
+    def magnitude(self, x: Any, weight: Sequence[Any], batch: Any) -> Any:
+        """Of errors in gate and up, which may be rounded; no activation here is steeper than 1.13."""
+        unit, rounding = self.tolerance.depth * 2.0**-24, ml_dtypes.finfo(DTYPES[self.dtype]).eps / 2
+        gate, up = (np.abs(part) for part in self.linear.reference(x, weight, batch))
+        gate_size, up_size = self.linear.magnitude(x, weight, batch)
+        of_gate, of_up = gate_size + rounding / unit * gate, up_size + rounding / unit * up
+        return 1.13 * (of_gate * up + gate * of_up + unit * of_gate * of_up)
+
+
+def _gated_linear(ops: Any, op: GatedLinear, x: Any, weight: Any, batch: Any) -> Any:
+    return ops.gated_activation(op.activation, *ops.linear(op.linear, x, weight, batch))
+
+
+GATED_LINEAR = Default("gated_linear", lambda op: (op.linear, op.activation), _gated_linear)
 
 
 def _magnitudes(tensor: Any, scheme: Scheme | None) -> Any:

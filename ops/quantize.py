@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import lcm
 from typing import Any, NamedTuple, Self
 
 import ml_dtypes
@@ -24,6 +26,8 @@ SCALES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat1
 
 SLICE_VALUES = 1 << 18
 """Values that are quantized at a time: a megabyte in float32, which stays in a core's cache."""
+UNCODED_VALUES = 1 << 23
+"""Values whose codes are there at a time where a kernel takes them in slices."""
 FACTORS = (1.0, 0.9, 1.1)
 """What the largest code is stretched by in the search for a scale; more of them lower the error by less than 1 %."""
 
@@ -106,6 +110,27 @@ class Quantized(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.codes.shape)
+
+
+@dataclass(frozen=True)
+class Uncoded:
+    """A weight [outputs, inputs] of floats whose codes a kernel takes some rows at a time, so that they are never there at once.
+
+    taken: called after each slice; the memory that it was read from may go.
+    """
+
+    weight: Array
+    scheme: Scheme
+    taken: Callable[[], None] = lambda: None
+
+    def slices(self) -> Iterator[Quantized]:
+        """Rows in order, in whole multiples of 64 and of those that share scales."""
+        outputs, inputs = self.weight.shape
+        rows = lcm(64, self.scheme.rows or max(1, outputs))
+        step = rows * max(1, UNCODED_VALUES // max(1, rows * inputs))
+        for at in range(0, outputs, step):
+            yield quantize(self.weight[at : at + step], self.scheme)
+            self.taken()
 
 
 def dequantized(weight: Any, scheme: Scheme | None) -> Array:

@@ -93,8 +93,9 @@ def test_tokens_counted_are_those_of_the_prompt_where_one_is_drawn() -> None:
 def test_a_llama_1b_step_reads_two_and_a_half_gigabytes_and_a_prompt_token_costs_two_gigaflop() -> None:
     needs = cost_of("llama-1b")
     assert needs.weight_bytes == 2_471_628_800
-    assert needs.layer_flops["bfloat16"] / 1e9 == pytest.approx(1.946, abs=0.001)
-    assert needs.head_flops == {"bfloat16": 2 * 2048 * 128256}
+    head, last_layer = 2 * 2048 * 128256, 2 * 2048 * (2048 + 3 * 8192)
+    assert (needs.token_flops["bfloat16"] + last_layer) / 1e9 == pytest.approx(1.946, abs=0.001)
+    assert needs.sample_flops == {"bfloat16": head + last_layer}
     assert cost_of("llama-1b", "float32").weight_bytes == 2 * needs.weight_bytes
 
 
@@ -112,11 +113,11 @@ def test_one_stream_is_bounded_by_reading_the_weights() -> None:
     assert found.tokens_per_second == pytest.approx(35e9 / 2_471_628_800)
 
 
-@pytest.mark.parametrize(("work", "tokens_per_second"), [("prefill1k", 493), ("batch16", 118), ("batch48", 151)])
-def test_many_tokens_are_bounded_as_published(work: str, tokens_per_second: float) -> None:
+@pytest.mark.parametrize(("work", "tokens_per_second"), [("prefill1k", 522.4), ("batch16", 122.2), ("batch48", 156.9)])
+def test_many_tokens_are_bounded_by_computing_them_but_for_the_last_layer_of_most(work: str, tokens_per_second: float) -> None:
     found = bound(WORKS[work], cost_of("llama-1b"), MACHINE)
     assert found is not None
-    assert found.tokens_per_second == pytest.approx(tokens_per_second, rel=0.01)
+    assert found.tokens_per_second == pytest.approx(tokens_per_second, rel=0.001)
     assert found.by == (MEMORY if work == "batch16" else COMPUTE)
 
 
@@ -128,15 +129,15 @@ def test_quantized_weights_are_codes_with_scales_and_zero_points(scheme: str, bi
     norms = 2 * (2 * 16 + 1) * 2048
     down = 16 * 2048 * 8192 * (32 / 2048 - 32 / 8192) / 8 if scheme == "int8:a8" else 0
     assert quantized.weight_bytes == (plain.weight_bytes - norms) * bits / 16 + norms - down
-    assert quantized.layer_flops == {multiplied: plain.layer_flops["bfloat16"]}
-    assert quantized.head_flops == {multiplied: plain.head_flops["bfloat16"]}
+    assert quantized.token_flops == {multiplied: plain.token_flops["bfloat16"]}
+    assert quantized.sample_flops == {multiplied: plain.sample_flops["bfloat16"]}
 
 
 def test_quantized_products_are_held_against_their_own_peak() -> None:
     limits = Limits("test", 35e9, {"bfloat16": 960e9, "int8": 1920e9})
     found = bound(WORKS["prefill1k"], cost_of("llama-1b", quantization="int8:a8"), limits)
     assert found is not None
-    assert found.tokens_per_second == pytest.approx(987, rel=0.01)
+    assert found.tokens_per_second == pytest.approx(1044.8, rel=0.01)
 
 
 def test_what_nobody_measured_bounds_nothing() -> None:
@@ -238,7 +239,7 @@ def test_a_sweep_measures_more_and_more_requests_at_once(capsys: pytest.CaptureF
     assert curve is not None
     assert [count for count, _ in curve] == [1, 2, 3]
     assert curve[0][1] < curve[1][1] < curve[2][1]
-    assert record["model"]["layer_flops"].keys() == {"int8"}
+    assert record["model"]["token_flops"].keys() == {"int8"}
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])

@@ -106,6 +106,23 @@ def test_a_fused_linear_splits_its_columns_and_adds_each_bias(path, dtype, width
         assert_within(out, x64 @ w64.T + b64, 132, np.abs(x64) @ np.abs(w64).T + np.abs(b64))
 
 
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("width", [64, 100, 5], ids=str)
+def test_a_gated_linear_is_the_activation_of_its_unrounded_sums(path, dtype, kind, width):
+    x, gate, up = numbers(1, (300, 70), dtype), numbers(2, (width, 70), dtype), numbers(3, (width, 70), dtype)
+    bias = numbers(4, (width,), dtype)
+    panels = -(-width // 64)
+    packed = native.allocate(native.packed_bytes(128 * panels, 70, dtype.name))
+    for panel in range(panels):
+        for place, part in enumerate((gate, up)):
+            native.pack_part(packed, 128 * panels, 128 * panel + 64 * place, part[64 * panel : 64 * panel + 64])
+    out, apart = np.empty((300, width), dtype), np.empty((300, width), np.float32)
+    native.gated_linear(x, packed, out, [None, bias], kind)
+    sums = run_linear(x, native.pack_linear([gate, up]), [width, width], np.float32, biases=(None, bias))
+    native.gated_activation(*sums, kind, apart)
+    np.testing.assert_array_equal(bits(out), bits(apart.astype(dtype)))
+
+
 @pytest.mark.parametrize("inputs", [64, 333, 2048], ids=str)
 def test_a_row_of_linear_has_the_same_bits_alone_and_in_any_batch(path, dtype, inputs):
     x, weight = numbers(1, (130, inputs), dtype), numbers(2, (100, inputs), dtype)

@@ -1,14 +1,17 @@
 """The quantized linear of the cpu platform against `Linear.reference`, on every path that this processor has."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from inferplane.ops import DTYPES, Dim, Linear, Quantized, Scheme
+from inferplane.ops import DTYPES, Dim, GatedActivation, GatedLinear, Linear, Quantized, Scheme, Uncoded
+from inferplane.ops import quantize as quantizing
 from inferplane.ops.quantize import quantize
-from inferplane.ops.tolerance import within
-from inferplane.platforms.cpu.quantized import SCHEMES, quantized_kernel
+from inferplane.ops.tolerance import exact, within
+from inferplane.platforms.cpu.kernels import native_kernels
+from inferplane.platforms.cpu.quantized import SCHEMES, quantized_kernels
 
 native = pytest.importorskip("inferplane.platforms.cpu._native", reason="the C++ kernels were not built")
 
@@ -54,7 +57,7 @@ def rows(spec: Linear, tokens: int) -> Any:
 
 
 def run(spec: Linear, x: Any, parts: list[Any]) -> Any:
-    kernel = quantized_kernel()
+    kernel = quantized_kernels()[0]
     assert kernel.supports(spec) is None
     return kernel.run(spec, x, kernel.prepare(spec, parts), None)
 
@@ -66,6 +69,20 @@ def assert_close(spec: Linear, x: Any, parts: list[Any]) -> None:
         assert within(one, wanted, depth=spec.input.size + 4, magnitude=size) is None
 
 
+@pytest.mark.parametrize("size", [(5, 96, 100), (1, 64, 64), (300, 160, 130), (0, 32, 8)], ids=str)
+@pytest.mark.parametrize("text", ["int8:a8", "int8:g32:float16:a8g32", "int4:g32:float16:a8g32", "int4:g32:zeros"])
+def test_a_gated_linear_is_the_activation_of_its_unrounded_sums(path: str, text: str, size: tuple[int, int, int]) -> None:
+    tokens, inputs, outputs = size
+    plain = linear(text, inputs, outputs, outputs, bias=True)
+    spec = GatedLinear(linear=plain, activation=GatedActivation(kind="silu", dtype="bfloat16"))
+    gated, [activation] = quantized_kernels()[1], [kernel for kernel in native_kernels() if kernel.op == "gated_activation"]
+    assert gated.supports(spec) is None
+    x, parts = rows(plain, tokens), weights(plain)
+    sums = run(replace(plain, out_dtype="float32"), x, parts)
+    wanted = activation.run(GatedActivation(kind="silu", dtype="float32"), *sums).astype(DTYPES["bfloat16"])
+    assert exact(gated.run(spec, x, gated.prepare(spec, parts), None), wanted) is None
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 @pytest.mark.parametrize("text", GROUPED)
 def test_it_is_the_product_of_what_the_codes_stand_for(path: str, text: str, shape: tuple[int, int, int]) -> None:
@@ -74,7 +91,7 @@ def test_it_is_the_product_of_what_the_codes_stand_for(path: str, text: str, sha
     assert_close(spec, rows(spec, tokens), weights(spec))
 
 
-@pytest.mark.parametrize("text", ["int8:a8g128", "int4:g32:float16:a8g32", "int8:g64:zeros:float16", "int4:g32:bfloat16"])
+@pytest.mark.parametrize("text", ["int8:g128:float16:a8g128", "int4:g32:float16:a8g32", "int8:g64:zeros:float16", "int4:g32:bfloat16"])
 def test_every_dtype_is_multiplied(path: str, dtype: str, text: str) -> None:
     spec = linear(text, 333, 77, dtype=dtype)
     assert_close(spec, rows(spec, 7), weights(spec))
@@ -107,10 +124,12 @@ def test_the_extreme_codes_do_not_saturate(path: str, text: str) -> None:
     assert_close(spec, x, [Quantized(codes, scales)])
 
 
-@pytest.mark.parametrize("text", ["int8:a8", "int8:a8g128", "int4:g32:float16:a8g32", "int4:g64:zeros:a8g32", "int8", "int4:g32:float16"])
+@pytest.mark.parametrize(
+    "text", ["int8:a8", "int8:g128:float16:a8g128", "int4:g32:float16:a8g32", "int4:g64:zeros:a8g32", "int8", "int4:g32:float16"]
+)
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(path: str, dtype: str, text: str) -> None:
     spec = linear(text, 1030, 100, dtype=dtype)
-    kernel = quantized_kernel()
+    kernel = quantized_kernels()[0]
     x, weight = rows(spec, 70), kernel.prepare(spec, weights(spec))
     alone = np.concatenate([kernel.run(spec, x[i : i + 1], weight, None) for i in range(len(x))])
     for tokens in (2, 3, 4, 5, 6, 7, 8, 11, 13, 16, 31, 48, 65, 70):
@@ -121,7 +140,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(path: str, dtype: str, t
 @pytest.mark.parametrize("text", ["int8:a8g128", "int4:g32:float16:a8g32", "int4:g32:float16"])
 def test_a_row_has_the_same_bits_beyond_a_slab(text: str) -> None:
     spec = linear(text, 70, 70)
-    kernel = quantized_kernel()
+    kernel = quantized_kernels()[0]
     x, weight = rows(spec, 1100), kernel.prepare(spec, weights(spec))
     batch = kernel.run(spec, x, weight, None)
     for i in (0, 257, 258, 1031, 1032, 1099):
@@ -172,13 +191,26 @@ def test_packing_part_by_part_gives_the_bits_of_packing_at_once(text: str) -> No
     spec, fused = linear(text, 150, 137), linear(text, 150, 40, 7, 90)
     parts = weights(fused)
     whole = Quantized(*(None if pieces[0] is None else np.concatenate(pieces) for pieces in zip(*parts, strict=True)))
-    prepare = quantized_kernel().prepare
+    prepare = quantized_kernels()[0].prepare
     np.testing.assert_array_equal(prepare(spec, [whole]).panels, prepare(fused, parts).panels)
+
+
+@pytest.mark.parametrize("text", ["int8:g64:float16:a8g64", "int4:g32:float16:a8g32", "int4:g32:zeros"])
+def test_codes_that_are_made_slice_by_slice_are_packed_to_the_same_bits(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizing, "UNCODED_VALUES", 64 * 96)
+    spec = linear(text, 96, 200, 70)
+    assert spec.scheme is not None
+    floats, taken = [numbers(3, 200, 96), numbers(4, 70, 96)], []
+    prepare = quantized_kernels()[0].prepare
+    whole = prepare(spec, [quantize(weight, spec.scheme) for weight in floats])
+    sliced = prepare(spec, [Uncoded(weight, spec.scheme, lambda: taken.append(1)) for weight in floats])
+    np.testing.assert_array_equal(sliced.panels, whole.panels)
+    assert len(taken) == 4 + 2
 
 
 @pytest.mark.parametrize("text", ["float8_e4m3fn", "int8:af8", "int8:r2", "int4:g6", "int8:a8g30", "int8:rall"])
 def test_a_scheme_it_does_not_take_is_refused_with_a_reason(text: str) -> None:
-    assert "not" in (quantized_kernel().supports(linear(text, 150, 10)) or "")
+    assert "not" in (quantized_kernels()[0].supports(linear(text, 150, 10)) or "")
 
 
 def test_a_group_as_long_as_the_inputs_may_be_odd() -> None:
@@ -198,5 +230,5 @@ def test_a_wrong_argument_is_named(wrong: str) -> None:
 
 def test_scales_keep_their_dtype_in_memory() -> None:
     specs = (linear(f"int4:g32:{scales}", 64, 64) for scales in ("float16", "float32"))
-    narrow, wide = (quantized_kernel().prepare(spec, weights(spec)).panels.nbytes for spec in specs)
+    narrow, wide = (quantized_kernels()[0].prepare(spec, weights(spec)).panels.nbytes for spec in specs)
     assert wide - narrow == 2 * 64 * 2 and narrow == 64 * 64 // 2 + 2 * 64 * 2

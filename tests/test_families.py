@@ -295,7 +295,7 @@ def test_picks_are_exact(platform: Platform, dtype: str) -> None:
     tokens, rows = np.array([3, 0, 10, 3], np.int32), np.array([6, 6, 0], np.int32)
     picked = run(platform, Embedding(vocab=Dim(11), size=6, dtype=dtype), tokens, WEIGHT, parts=[table])
     assert exact(picked, table[tokens]) is None
-    assert exact(run(platform, TakeRows(size=6, dtype=dtype), x, rows), x[rows]) is None
+    assert exact(run(platform, TakeRows(size=Dim(6), dtype=dtype), x, rows), x[rows]) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPE_IDS)

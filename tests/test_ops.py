@@ -118,8 +118,8 @@ BAD_CALLS: dict[str, tuple[Spec, Sequence[Any], str]] = {
     "linear-input-size": (LINEAR, (floats(3, 7), None, None), r"x has shape \[3, 7\], and must end in \[8\]"),
     "linear-input-dtype": (LINEAR, (floats(3, 8, dtype="bfloat16"), None, None), "x is bfloat16, and the spec says float32"),
     "embedding-of-floats": (Embedding(vocab=Dim(5), size=8, dtype="float32"), (floats(3), None), "tokens is float32"),
-    "take-rows-size": (TakeRows(size=8, dtype="float32"), (floats(3, 7), ints(2)), r"must end in \[8\]"),
-    "take-rows-by-floats": (TakeRows(size=8, dtype="float32"), (floats(3, 8), floats(2)), "rows is float32"),
+    "take-rows-size": (TakeRows(size=Dim(8), dtype="float32"), (floats(3, 7), ints(2)), r"must end in \[8\]"),
+    "take-rows-by-floats": (TakeRows(size=Dim(8), dtype="float32"), (floats(3, 8), floats(2)), "rows is float32"),
     "add-shapes": (Add(dtype="float32"), (floats(3, 8), floats(3, 7)), "b has shape"),
     "add-dtypes": (Add(dtype="float32"), (floats(3, 8), floats(3, 8, dtype="bfloat16")), "b is bfloat16"),
     "multiply-dtypes": (Multiply(dtype="float32"), (floats(3, 8, dtype="float16"), floats(3, 8)), "a is float16"),
@@ -163,7 +163,7 @@ def test_inference_tells_shapes_and_dtypes() -> None:
     widening = Linear(input=Dim(8), outputs=(Dim(9),), dtype="bfloat16", out_dtype="float32")
     assert widening.infer(floats(3, 8, dtype="bfloat16"), None, None) == floats(3, 9)
     assert Embedding(vocab=Dim(5), size=8, dtype="bfloat16").infer(ints(3), None) == floats(3, 8, dtype="bfloat16")
-    assert TakeRows(size=8, dtype="float32").infer(floats(5, 8), ints(2)) == floats(2, 8)
+    assert TakeRows(size=Dim(8), dtype="float32").infer(floats(5, 8), ints(2)) == floats(2, 8)
     assert AddRmsNorm(norm=NORM).infer(floats(3, 8), floats(3, 8), None) == (floats(3, 8), floats(3, 8))
     assert ATTENTION.infer(floats(5, 6, 8), None, None) == floats(5, 6, 5)
     assert ROUTER.infer(floats(4, 6)) == (ints(4, 2), floats(4, 2))
@@ -196,7 +196,7 @@ def test_equal_specs_are_one_key_and_say_what_they_are() -> None:
 
 
 def test_every_optional_op_has_a_default_and_every_op_a_tolerance() -> None:
-    assert set(DEFAULTS) == {"add_rms_norm", "gated_activation", "qkv_rope_write"}
+    assert set(DEFAULTS) == {"add_rms_norm", "gated_activation", "gated_linear", "qkv_rope_write"}
     assert set(Spec.families) > set(DEFAULTS)
     assert all(hasattr(family, "tolerance") for family in Spec.families.values())
 

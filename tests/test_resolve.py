@@ -126,7 +126,7 @@ def test_a_trace_has_every_spec_and_every_use_of_a_weight() -> None:
     model = llama()
     found = trace(model)
     ops = {spec.op for spec in found.specs}
-    assert ops == {"derive", "embedding", "rms_norm", "linear", "qkv_rope_write", "attention", "add_rms_norm", "gated_activation",
+    assert ops == {"derive", "embedding", "rms_norm", "linear", "qkv_rope_write", "attention", "add_rms_norm", "gated_linear",
                    "add", "take_rows", "sample"}
     assert found.specs[model.attention[0]] == 2, "once a layer"
     names = [part.name for use in found.uses for part in use.weight.parts]
@@ -311,7 +311,7 @@ def test_two_devices_get_half_of_every_sharded_axis() -> None:
     assert (attention.heads, attention.kv_heads, attention.key_dim) == (Dim(2, "heads"), Dim(1, "kv_heads"), 8)
     assert (qkv.input, [dim.size for dim in qkv.outputs]) == (Dim(32, "embed"), [16, 8, 8])
     assert (out.input, out.outputs) == (Dim(16, "heads"), (Dim(32, "embed"),))
-    assert [dim.size for dim in local[model.gate_up[0]].outputs] == [24, 24]
+    assert [dim.size for dim in local[model.gate_up[0]].linear.outputs] == [24, 24]
     assert local[model.down[0]].input == Dim(24, "mlp")
     assert local[model.lm_head].outputs == (Dim(48, "vocab"),)
     embedding, fused = local[model.embedding], local[model.rope_write[0]]
@@ -325,7 +325,7 @@ def test_a_linear_reduces_where_its_input_is_sharded() -> None:
     model = llama()
     local = localized(model, TWO[0])
     specs = {name: getattr(model, name)[0] for name in ("qkv", "out", "gate_up", "down")} | {"lm_head": model.lm_head}
-    assert {name: local[spec].reduce for name, spec in specs.items()} == {
+    assert {name: getattr(local[spec], "linear", local[spec]).reduce for name, spec in specs.items()} == {
         "qkv": False, "out": True, "gate_up": False, "down": True, "lm_head": False}
 
 

@@ -29,7 +29,7 @@ def _embedding(params: Params, random: np.random.Generator) -> Problem:
 def _take_rows(params: Params, random: np.random.Generator) -> Problem:
     rows, size = params.int("rows"), params.int("size")
     x = values(random, (rows, size), params["dtype"], params["values"])
-    return Problem(TakeRows(size=size, dtype=params["dtype"]), (x, _indices(random, params.int("samples"), rows, params["ids"])))
+    return Problem(TakeRows(size=Dim(size), dtype=params["dtype"]), (x, _indices(random, params.int("samples"), rows, params["ids"])))
 
 
 def _derive(params: Params, random: np.random.Generator) -> Problem:

@@ -47,7 +47,7 @@ FAMILIES = {
     "add": ("elementwise.add",), "multiply": ("elementwise.multiply",), "scale": ("elementwise.scale",),
     "activation": ("activation.plain",), "gated_activation": ("activation.gated",),
     "rms_norm": ("norm.rms",), "layer_norm": ("norm.layer",), "add_rms_norm": ("norm.add_rms",),
-    "rope": ("rope.",), "linear": ("linear.plain",),
+    "rope": ("rope.",), "linear": ("linear.plain",), "gated_linear": ("linear.gated",),
     "quantized": ("linear.int8", "linear.int4", "linear.fp8"), "router": ("experts.router",), "moe": ("experts.moe",),
     "sample": ("sample.",), "write_kv": ("kv.write",), "blocks": ("kv.", "contract."), "attention": ("attention.",),
 }

@@ -10,7 +10,7 @@ from ..families.numpy import HostPlatform, reference_kernels
 from .experts import expert_kernels
 from .kernels import native_kernels
 from .library import NATIVE, missing_reason
-from .quantized import SCHEMES, quantized_kernel
+from .quantized import SCHEMES, quantized_kernels
 
 ISAS = ("auto", "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_bf16")
 
@@ -47,4 +47,4 @@ class Cpu(HostPlatform):
         return NATIVE.measure_limits() if NATIVE is not None else {}
 
     def kernels(self) -> Sequence[Kernel]:
-        return [*native_kernels(), quantized_kernel(), *expert_kernels(), *reference_kernels()]
+        return [*native_kernels(), *quantized_kernels(), *expert_kernels(), *reference_kernels()]

@@ -13,6 +13,9 @@ from .rotary import rotary_table
 
 Array = np.ndarray[Any, Any]
 
+PANEL = 64
+"""Outputs that the C++ packs together."""
+
 COMPUTED = ("float32", "bfloat16", "float16")
 
 
@@ -24,6 +27,7 @@ def native_kernels() -> Sequence[Kernel]:
             ("derive", _derive, None, None),
             ("embedding", _embedding, None, None),
             ("linear", _linear, _pack, _plain_linear),
+            ("gated_linear", _gated_linear, _pack_gated, _plain_gated),
             ("take_rows", _take_rows, None, None),
             ("add", _add, None, None),
             ("multiply", _multiply, None, None),
@@ -60,6 +64,10 @@ def _plain_linear(spec: Any) -> Support:
     return "runs on one device, and cannot sum over a sharded input" if spec.reduce else None
 
 
+def _plain_gated(spec: Any) -> Support:
+    return _plain_linear(spec.linear)
+
+
 def _one_turn(spec: Any) -> Support:
     if spec.write.kv_dtype is not None or spec.write.latent:
         return "writes keys and values of their own dtype; write_kv writes codes and latent keys"
@@ -84,6 +92,28 @@ def _pack(spec: Any, parts: Sequence[Array]) -> Packed:
         first += len(part)
     biases = [np.ascontiguousarray(part) for part in parts[count:]]
     return Packed(panels, [*biases] if biases else [None] * count)
+
+
+def _pack_gated(spec: Any, parts: Sequence[Array]) -> Packed:
+    """Panels of the gate and of the up take turns, so that 64 outputs of both are at hand together."""
+    panels = NATIVE.allocate(NATIVE.packed_bytes(total := gated_rows(spec), spec.linear.input.size, spec.dtype))
+    for place, part in enumerate(parts[:2]):
+        part = np.ascontiguousarray(part)
+        for row in range(0, len(part), PANEL):
+            NATIVE.pack_part(panels, total, 2 * row + place * PANEL, part[row : row + PANEL])
+    biases = [np.ascontiguousarray(part) for part in parts[2:]]
+    return Packed(panels, [*biases] if biases else [None, None])
+
+
+def gated_rows(spec: Any) -> int:
+    """Of the packed weight of a `GatedLinear`: whole panels of both outputs."""
+    return 2 * -(-spec.linear.outputs[0].size // PANEL) * PANEL
+
+
+def _gated_linear(spec: Any, x: Array, weight: Packed, batch: Any) -> Array:
+    out = NATIVE.empty((len(x), spec.linear.outputs[0].size), x.dtype)
+    NATIVE.gated_linear(np.ascontiguousarray(x), weight.panels, out, weight.biases, spec.activation.kind)
+    return out
 
 
 def _linear(spec: Any, x: Array, weight: Packed, batch: Any) -> Any:

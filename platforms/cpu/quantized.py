@@ -7,20 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from ...ops import DTYPES, Kernel, Quantized, Scheme, Support
+from ...ops import DTYPES, Kernel, Quantized, Scheme, Support, Uncoded
 from ...ops.quantize import SCALES
-from .kernels import COMPUTED, Packed
+from .kernels import COMPUTED, PANEL, Packed, gated_rows
 from .library import NATIVE, layout, missing_reason
 
 Array = np.ndarray[Any, Any]
 
 BITS = {"int8": 8, "int4": 4}
-SCHEMES = ("int8", "int8:a8", "int8:a8g128", "int4", "int4:a8", "int4:g32:float16:a8g32")
+SCHEMES = ("int8", "int8:a8", "int8:a8g128", "int8:g128:float16:a8g128", "int4", "int4:a8", "int4:g32:float16:a8g32")
 
 
-def quantized_kernel() -> Kernel:
-    """Keeps a row's bits whatever its neighbours: pieces of k start at the same places for every row."""
-    return Kernel("linear", "native.quantized_linear", _supports, _linear, _pack, batch_invariant=True, layout=layout())
+def quantized_kernels() -> Sequence[Kernel]:
+    """They keep a row's bits whatever its neighbours: pieces of k start at the same places for every row."""
+    return [
+        Kernel(op, f"native.quantized_{op}", supports, run, prepare, batch_invariant=True, layout=layout(), takes_slices=True)
+        for op, supports, run, prepare in (
+            ("linear", _supports, _linear, _pack), ("gated_linear", lambda spec: _supports(spec.linear), _gated_linear, _pack_gated),
+        )
+    ]
 
 
 def _supports(spec: Any) -> Support:
@@ -58,16 +63,32 @@ def _layout(scheme: Scheme, inputs: int) -> tuple[int, int, int, str, bool]:
 
 
 def _pack(spec: Any, parts: Sequence[Any]) -> Packed:
-    """Part by part, so that codes are never held twice."""
+    """Part by part and slice by slice, so that codes are never held twice."""
     scheme, count, total = spec.scheme, len(spec.outputs), sum(dim.size for dim in spec.outputs)
     said = _layout(scheme, spec.input.size)
     panels = NATIVE.allocate(NATIVE.quantized_bytes(total, *said))
     first = 0
     for part in parts[:count]:
-        NATIVE.pack_quantized(panels, total, first, *_contiguous(part, scheme), *said)
-        first += len(part.codes)
+        for codes in part.slices() if isinstance(part, Uncoded) else (part,):
+            NATIVE.pack_quantized(panels, total, first, *_contiguous(codes, scheme), *said)
+            first += len(codes.codes)
     biases = [np.ascontiguousarray(part) for part in parts[count:]]
     return Packed(panels, [*biases] if biases else [None] * count)
+
+
+def _pack_gated(spec: Any, parts: Sequence[Any]) -> Packed:
+    """As `kernels` packs a gated linear: panels of the gate and of the up take turns."""
+    scheme, total, said = spec.scheme, gated_rows(spec), _layout(spec.scheme, spec.linear.input.size)
+    panels = NATIVE.allocate(NATIVE.quantized_bytes(total, *said))
+    for place, part in enumerate(parts[:2]):
+        first = place * PANEL
+        for codes in part.slices() if isinstance(part, Uncoded) else (part,):
+            for row in range(0, len(codes.codes), PANEL):
+                arrays = (array if array is None else array[row : row + PANEL] for array in _contiguous(codes, scheme))
+                NATIVE.pack_quantized(panels, total, first + 2 * row, *arrays, *said)
+            first += 2 * len(codes.codes)
+    biases = [np.ascontiguousarray(part) for part in parts[2:]]
+    return Packed(panels, [*biases] if biases else [None, None])
 
 
 def _contiguous(part: Quantized, scheme: Scheme) -> tuple[Array, Array, Array | None]:
@@ -84,3 +105,13 @@ def _linear(spec: Any, x: Array, weight: Packed, batch: Any) -> Any:
         scheme.activation is not None, _group(scheme.activation_group, inputs),
     )
     return tuple(outs) if len(outs) > 1 else outs[0]
+
+
+def _gated_linear(spec: Any, x: Array, weight: Packed, batch: Any) -> Array:
+    scheme, inputs = spec.scheme, spec.linear.input.size
+    out = NATIVE.empty((len(x), spec.linear.outputs[0].size), x.dtype)
+    NATIVE.gated_quantized_linear(
+        np.ascontiguousarray(x), weight.panels, out, weight.biases, spec.activation.kind, *_layout(scheme, inputs),
+        scheme.activation is not None, _group(scheme.activation_group, inputs),
+    )
+    return out

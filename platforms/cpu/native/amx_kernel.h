@@ -164,22 +164,19 @@ INFERPLANE_INLINE void multiply_tiles(const LinearJob& job, Tiles& tiles, const 
     if (whole < steps) multiply_span(job, tiles, panel, first, rows, whole, 1, steps - whole, sums);
 }
 
-template <class Isa> void multiply_amx_panels(const LinearJob& job, int64_t first, int64_t last) {
-    static thread_local Scratch scratch;
-    float* sums = scratch.get<float>(tile_slice_rows * panel_columns);
-    Tiles tiles;
-    for (int64_t panel = first; panel < last; ++panel) {
+struct TileSlice {
+    const LinearJob& job;
+    Tiles& tiles;
+
+    INFERPLANE_INLINE void operator()(int64_t panel, int64_t row, int64_t rows, bool, float* sums) const {
         const auto* right = static_cast<const uint32_t*>(job.packed) + panel * linear_steps(job.inputs, job.dtype) * panel_columns;
-        for (int64_t row = 0; row < job.slab; row += tile_slice_rows) {
-            const int64_t rows = job.slab - row < tile_slice_rows ? job.slab - row : tile_slice_rows;
-            multiply_tiles(job, tiles, right, row, rows, sums);
-            if (job.out_dtype == DType::float32) {
-                store_slice<Isa, bf16, float>(job, panel, job.first_row + row, rows, sums);
-            } else {
-                store_slice<Isa, bf16, bf16>(job, panel, job.first_row + row, rows, sums);
-            }
-        }
+        multiply_tiles(job, tiles, right, row, rows, sums);
     }
+};
+
+template <class Isa> void multiply_amx_panels(const LinearJob& job, int64_t first, int64_t last) {
+    Tiles tiles;
+    each_slice<Isa, bf16>(job, first, last, tile_slice_rows, TileSlice{job, tiles});
 }
 
 // Four independent sums: as many as the latency of a product needs.

@@ -88,6 +88,7 @@ PyObject* new_bytes_array(int64_t bytes, void** memory = nullptr);  // uint8, ze
 
 PyObject* new_result(PyObject* shape, PyObject* dtype);  // not zeroed; a large one takes over the pages of one that is gone
 
+Activation named_activation(const std::string& name);
 RopeJob rope_job(const Array& x, const Array& positions, const Array& table, bool interleaved, void* out);  // checked
 
 using Body = PyObject* (*)(const Arguments&);

@@ -1,6 +1,5 @@
 // Python entries of linear: shapes are checked here, and never again.
-#include "arguments.h"
-#include "linear.h"
+#include "bind_linear.h"
 
 namespace inferplane {
 namespace {
@@ -65,35 +64,25 @@ PyObject* py_pack_linear(const Arguments& a) {
     return packed;
 }
 
-PyObject* py_linear(const Arguments& a) {
-    const Array x = a.array(0, "x"), packed = a.array(1, "packed");
-    const std::vector<Array> outs = a.outputs(2, "outs");
-    const std::vector<std::optional<Array>> biases = a.optional_arrays(3, "biases", outs.size());
-    x.expect({-1, -1});
-    INFERPLANE_REQUIRE(!outs.empty(), "linear: no outputs");
-    LinearJob job{};
-    job.x = x.data;
-    job.packed = packed.data;
-    job.rows = x.shape[0];
-    job.inputs = x.shape[1];
-    job.dtype = x.dtype();
-    job.out_dtype = outs[0].dtype();
-    INFERPLANE_REQUIRE(job.out_dtype == job.dtype || job.out_dtype == DType::float32, outs[0].name() + " is " + outs[0].describe() + "; expected " +
-            name_of(x.element) + " or float32");
-    for (size_t i = 0; i < outs.size(); ++i) {
-        outs[i].expect(outs[0].element).expect({job.rows, -1});
-        const int64_t width = outs[i].last();
-        if (biases[i]) biases[i]->expect(x.element).expect({width});
-        job.outs.push_back({outs[i].data, width, biases[i] ? biases[i]->data : nullptr});
-        job.outputs += width;
-    }
-    INFERPLANE_REQUIRE(job.inputs > 0 && job.outputs > 0, "linear: inputs and outputs must be at least 1");
+PyObject* run(LinearJob& job, const Array& packed) {
     expect_packed(packed, job.outputs, job.inputs, job.dtype);
     {
         WithoutGil free;
         linear(job);
     }
     Py_RETURN_NONE;
+}
+
+PyObject* py_linear(const Arguments& a) {
+    LinearJob job{};
+    const Array packed = take_linear(job, a);
+    return run(job, packed);
+}
+
+PyObject* py_gated_linear(const Arguments& a) {
+    LinearJob job{};
+    const Array packed = take_gated(job, a);
+    return run(job, packed);
 }
 
 }  // namespace
@@ -105,6 +94,8 @@ PyMethodDef* matrix_methods() {
         INFERPLANE_METHOD(pack_part, 4, "pack_part(packed, outputs, first, weight [rows, inputs]): rows first .. of the packed weight."),
         INFERPLANE_METHOD(pack_linear, 1, "pack_linear(parts of [rows, inputs]) -> packed uint8; parts follow each other as outputs."),
         INFERPLANE_METHOD(linear, 4, "linear(x [tokens, inputs], packed, outs, biases): outs[i] [tokens, width] = columns of x W^T + bias."),
+        INFERPLANE_METHOD(gated_linear, 5, "gated_linear(x, packed, out [tokens, width], biases, kind): out = activation(gate) * up. 64 rows "
+                          "of the gate's weight and 64 of the up's take turns in `packed`."),
         {nullptr, nullptr, 0, nullptr}};
     return methods;
 }

@@ -1,5 +1,5 @@
 // Python entries of the quantized linear: shapes and types are checked here, and never again.
-#include "arguments.h"
+#include "bind_linear.h"
 #include "quantized.h"
 
 namespace inferplane {
@@ -57,39 +57,33 @@ PyObject* py_pack_quantized(const Arguments& a) {
     Py_RETURN_NONE;
 }
 
-PyObject* py_quantized_linear(const Arguments& a) {
-    const Array x = a.array(0, "x"), packed = a.array(1, "packed");
-    const std::vector<Array> outs = a.outputs(2, "outs");
-    const std::vector<std::optional<Array>> biases = a.optional_arrays(3, "biases", outs.size());
-    QuantizedJob job{};
-    job.layout = layout_at(a, 4);
-    job.quantizes = a.flag(9);
-    job.activation_group = a.integer(10, "activation_group");
-    job.x = x.expect({-1, job.layout.inputs}).data;
-    job.packed = packed.data;
-    job.rows = x.shape[0];
-    job.inputs = x.shape[1];
-    job.dtype = x.dtype();
-    INFERPLANE_REQUIRE(!outs.empty(), "quantized_linear: no outputs");
-    job.out_dtype = outs[0].dtype();
-    INFERPLANE_REQUIRE(job.out_dtype == job.dtype || job.out_dtype == DType::float32, outs[0].name() + " is " + outs[0].describe() + "; expected " +
-            name_of(x.element) + " or float32");
+// LAYOUT, quantizes and activation_group from argument `at` on.
+PyObject* run(QuantizedJob& job, const Array& packed, const Arguments& a, int at) {
+    job.layout = layout_at(a, at);
+    job.quantizes = a.flag(at + 5);
+    job.activation_group = a.integer(at + 6, "activation_group");
+    INFERPLANE_REQUIRE(job.inputs == job.layout.inputs, "quantized_linear: x has " + std::to_string(job.inputs) + " inputs; expected " +
+            std::to_string(job.layout.inputs));
     INFERPLANE_REQUIRE(job.activation_group >= 0 && job.activation_group % k_per_word == 0, "quantized_linear: activation groups of " +
             std::to_string(job.activation_group) + " inputs; expected a multiple of 4, or 0 for all");
-    for (size_t i = 0; i < outs.size(); ++i) {
-        outs[i].expect(outs[0].element).expect({job.rows, -1});
-        const int64_t width = outs[i].last();
-        if (biases[i]) biases[i]->expect(x.element).expect({width});
-        job.outs.push_back({outs[i].data, width, biases[i] ? biases[i]->data : nullptr});
-        job.outputs += width;
-    }
-    INFERPLANE_REQUIRE(job.outputs > 0, "quantized_linear: outputs must be at least 1");
     expect_panels(packed, job.layout, job.outputs);
     {
         WithoutGil free;
         quantized_linear(job);
     }
     Py_RETURN_NONE;
+}
+
+PyObject* py_quantized_linear(const Arguments& a) {
+    QuantizedJob job{};
+    const Array packed = take_linear(job, a);
+    return run(job, packed, a, 4);
+}
+
+PyObject* py_gated_quantized_linear(const Arguments& a) {
+    QuantizedJob job{};
+    const Array packed = take_gated(job, a);
+    return run(job, packed, a, 5);
 }
 
 }  // namespace
@@ -99,6 +93,8 @@ PyMethodDef* quantized_methods() {
         INFERPLANE_METHOD(quantized_bytes, 6, "quantized_bytes(outputs, LAYOUT) -> bytes of the packed weight; LAYOUT: inputs, bits, group, scales, zeros."),
         INFERPLANE_METHOD(pack_quantized, 11, "pack_quantized(packed, outputs, first, codes uint8 [rows, inputs], scales, zeros or None, LAYOUT)."),
         INFERPLANE_METHOD(quantized_linear, 11, "quantized_linear(x, packed, outs, biases, LAYOUT, quantizes, activation_group)."),
+        INFERPLANE_METHOD(gated_quantized_linear, 12, "gated_quantized_linear(x, packed, out, biases, kind, LAYOUT, quantizes, activation_group): "
+                          "as gated_linear."),
         {nullptr, nullptr, 0, nullptr}};
     return methods;
 }

@@ -77,15 +77,6 @@ PyObject* py_rope(const Arguments& a) {
     Py_RETURN_NONE;
 }
 
-Activation named_activation(const std::string& name) {
-    if (name == "silu") return Activation::silu;
-    if (name == "gelu") return Activation::gelu;
-    if (name == "gelu_tanh") return Activation::gelu_tanh;
-    if (name == "relu") return Activation::relu;
-    if (name == "tanh") return Activation::tanh;
-    throw Invalid("activation '" + name + "' is unknown; known: silu, gelu, gelu_tanh, relu, tanh");
-}
-
 PyObject* activate(const Array& gate, const Array* up, const std::string& kind, const Array& out) {
     out.expect_like(gate);
     if (up) up->expect_like(gate);
@@ -230,6 +221,15 @@ PyObject* py_top_logprobs(const Arguments& a) {
 }
 
 }  // namespace
+
+Activation named_activation(const std::string& name) {
+    if (name == "silu") return Activation::silu;
+    if (name == "gelu") return Activation::gelu;
+    if (name == "gelu_tanh") return Activation::gelu_tanh;
+    if (name == "relu") return Activation::relu;
+    if (name == "tanh") return Activation::tanh;
+    throw Invalid("activation '" + name + "' is unknown; known: silu, gelu, gelu_tanh, relu, tanh");
+}
 
 RopeJob rope_job(const Array& x, const Array& positions, const Array& table, bool interleaved, void* out) {
     x.expect({-1, -1, -1});

@@ -10,7 +10,7 @@ template <class Isa_> struct PairedBytes {
     using Isa = Isa_;
     typedef int16_t i16 __attribute__((vector_size(sizeof(typename Isa::u32))));
     static constexpr int tile_rows = 2;
-    static constexpr int tile_columns = 2;
+    static constexpr int tile_columns(int) { return 2; }
 
     static INFERPLANE_INLINE Words<Isa> dot(Words<Isa> weight, Words<Isa> row, Words<Isa> sum) {
         const Words<Isa> low = fill_words<Isa>(0x00ff00ff);

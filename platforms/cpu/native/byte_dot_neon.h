@@ -8,7 +8,7 @@ namespace inferplane {
 struct NeonBytes {
     using Isa = Neon;
     static constexpr int tile_rows = 2;
-    static constexpr int tile_columns = 2;
+    static constexpr int tile_columns(int) { return 2; }
 
     static INFERPLANE_INLINE Words<Isa> dot(Words<Isa> weight, Words<Isa> row, Words<Isa> sum) {
         for (int i = 0; i < Isa::parts; ++i) {

@@ -64,12 +64,12 @@ void linear(LinearJob& job) {
     const LinearKernels& kernels = active_path().linear[int(job.dtype)];
     job.left_stride = left_stride(job);
     job.left = scratch.get<char>(std::min(job.rows, slab_rows) * job.left_stride * kernels.left_bytes);
-    const int64_t panels = linear_panels(job.outputs);
+    const int64_t together = job.panels_together(), panels = linear_panels(job.outputs) / together;
     for (job.first_row = 0; job.first_row < job.rows; job.first_row += slab_rows) {
         job.slab = std::min(job.rows - job.first_row, slab_rows);
         parallel_ranges(job.slab, std::max<int64_t>(1, small_stage / std::max<int64_t>(1, job.inputs)),
                         [&](int64_t first, int64_t last) { kernels.stage(job, first, last); });
-        parallel_ranges(panels, 1, [&](int64_t first, int64_t last) { kernels.multiply(job, first, last); });
+        parallel_ranges(panels, 1, [&](int64_t first, int64_t last) { kernels.multiply(job, first * together, last * together); });
     }
 }
 

@@ -9,6 +9,7 @@
 
 #include "dtype.h"
 #include "memory.h"
+#include "rows.h"
 
 namespace inferplane {
 
@@ -29,9 +30,13 @@ struct LinearJob {
     int64_t rows, inputs, outputs;
     DType dtype, out_dtype;
     std::vector<LinearOut> outs;
+    bool gated = false;  // panels of a gate and of an up take turns, outs are these two, and outs[0] gets activation(gate) * up
+    Activation activation = Activation::silu;
     int64_t first_row = 0, slab = 0;  // the slab at hand
     void* left = nullptr;             // [slab, left_stride], in the tile's own type
     int64_t left_stride = 0;          // elements of that type
+
+    int64_t panels_together() const { return gated ? 2 : 1; }
 };
 
 constexpr int64_t k_per_step(DType type) { return type == DType::bfloat16 ? 2 : 1; }

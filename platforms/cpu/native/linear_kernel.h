@@ -7,6 +7,7 @@
 #pragma once
 
 #include "linear.h"
+#include "rows_kernel.h"
 #include "tile.h"
 
 namespace inferplane {
@@ -57,6 +58,37 @@ INFERPLANE_INLINE void store_slice(const LinearJob& job, int64_t panel, int64_t 
     }
 }
 
+template <class Isa, class T, Activation kind>
+INFERPLANE_INLINE void store_gated(const LinearJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* gates, const float* ups) {
+    const LinearOut &gate = job.outs[0], &up = job.outs[1];
+    const int64_t from = panel / 2 * panel_columns, width = gate.width - from < panel_columns ? gate.width - from : panel_columns;
+    for (int64_t row = 0; row < rows; ++row) {
+        T* out = static_cast<T*>(gate.data) + (first_row + row) * gate.width + from;
+        for (int64_t j = 0; j < width; j += lanes) {
+            Floats<Isa> a = load<Isa>(gates + row * panel_columns + j), b = load<Isa>(ups + row * panel_columns + j);
+            if (gate.bias) a = a + load_upto<Isa>(static_cast<const T*>(gate.bias) + from + j, width - j);
+            if (up.bias) b = b + load_upto<Isa>(static_cast<const T*>(up.bias) + from + j, width - j);
+            store_upto<Isa>(out + j, activate<Isa, kind>(a) * b, width - j);
+        }
+    }
+}
+
+// sums [rows, 64] of a panel; `ups` of the one behind it, where `sums` is a gate's.
+template <class Isa, class T>
+INFERPLANE_INLINE void store_sums(const LinearJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* sums, const float* ups) {
+    if (!job.gated) {
+        if (job.out_dtype == DType::float32) return store_slice<Isa, T, float>(job, panel, first_row, rows, sums);
+        return store_slice<Isa, T, T>(job, panel, first_row, rows, sums);
+    }
+    switch (job.activation) {
+        case Activation::silu: return store_gated<Isa, T, Activation::silu>(job, panel, first_row, rows, sums, ups);
+        case Activation::gelu: return store_gated<Isa, T, Activation::gelu>(job, panel, first_row, rows, sums, ups);
+        case Activation::gelu_tanh: return store_gated<Isa, T, Activation::gelu_tanh>(job, panel, first_row, rows, sums, ups);
+        case Activation::relu: return store_gated<Isa, T, Activation::relu>(job, panel, first_row, rows, sums, ups);
+        case Activation::tanh: return store_gated<Isa, T, Activation::tanh>(job, panel, first_row, rows, sums, ups);
+    }
+}
+
 template <class P>
 void multiply_slice(const LinearJob& job, const typename P::Right* panel, int64_t first, int64_t rows, bool last_panel, float* sums) {
     constexpr int most = P::Isa::tile_rows;
@@ -81,22 +113,33 @@ void multiply_slice(const LinearJob& job, const typename P::Right* panel, int64_
     }
 }
 
-template <class P, class T> void multiply_panels(const LinearJob& job, int64_t first, int64_t last) {
+// Slices of `most` rows against panels first .. last - 1: multiply(panel, first row, rows, whether the panel is the last, sums).
+template <class Isa, class T, class Multiply>
+INFERPLANE_INLINE void each_slice(const LinearJob& job, int64_t first, int64_t last, int64_t most, const Multiply& multiply) {
     static thread_local Scratch scratch;
-    float* sums = scratch.get<float>(slice_rows * panel_columns);
-    const int64_t panel_items = linear_steps(job.inputs, job.dtype) * P::right_per_step;
-    for (int64_t panel = first; panel < last; ++panel) {
-        const auto* right = static_cast<const typename P::Right*>(job.packed) + panel * panel_items;
-        for (int64_t row = 0; row < job.slab; row += slice_rows) {
-            const int64_t rows = job.slab - row < slice_rows ? job.slab - row : slice_rows;
-            multiply_slice<P>(job, right, row, rows, panel + 1 == last, sums);
-            if (job.out_dtype == DType::float32) {
-                store_slice<typename P::Isa, T, float>(job, panel, job.first_row + row, rows, sums);
-            } else {
-                store_slice<typename P::Isa, T, T>(job, panel, job.first_row + row, rows, sums);
-            }
+    const int64_t together = job.panels_together(), each = most * panel_columns;
+    float* sums = scratch.get<float>(together * each);
+    for (int64_t panel = first; panel < last; panel += together) {
+        for (int64_t row = 0; row < job.slab; row += most) {
+            const int64_t rows = job.slab - row < most ? job.slab - row : most;
+            for (int64_t i = 0; i < together; ++i) multiply(panel + i, row, rows, panel + i + 1 == last, sums + i * each);
+            store_sums<Isa, T>(job, panel, job.first_row + row, rows, sums, sums + each);
         }
     }
+}
+
+// Not a lambda: gcc 12 does not compile those for the instruction set around them.
+template <class P> struct PlainSlice {
+    const LinearJob& job;
+
+    INFERPLANE_INLINE void operator()(int64_t panel, int64_t row, int64_t rows, bool last, float* sums) const {
+        const int64_t items = linear_steps(job.inputs, job.dtype) * P::right_per_step;
+        multiply_slice<P>(job, static_cast<const typename P::Right*>(job.packed) + panel * items, row, rows, last, sums);
+    }
+};
+
+template <class P, class T> void multiply_panels(const LinearJob& job, int64_t first, int64_t last) {
+    each_slice<typename P::Isa, T>(job, first, last, slice_rows, PlainSlice<P>{job});
 }
 
 }  // namespace inferplane

@@ -29,6 +29,7 @@ struct LinearKernels {
 struct QuantizedKernels {
     RangeKernel<QuantizedJob> stage, multiply;
     int64_t left_bytes;
+    int64_t tile_rows;  // of codes; rows of floats are not staged tile by tile
     const char* product;
 };
 

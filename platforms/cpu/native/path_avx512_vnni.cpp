@@ -33,6 +33,7 @@ const Path& avx512_vnni_path() {
                                                            multiply_codes<VnniBytes, f16>};
         for (int type = 0; type < 3; ++type) {
             made.codes[type].multiply = multiply[type];
+            made.codes[type].tile_rows = VnniBytes::tile_rows;
             made.codes[type].product = product;
         }
         made.peak_int8 = peak_of_codes<VnniBytes>;

@@ -17,11 +17,11 @@ template <class P, class T> constexpr LinearKernels linear_kernels(const char* p
 }
 
 template <class D, class T> constexpr QuantizedKernels codes_kernels(const char* product) {
-    return {stage_codes<typename D::Isa, T>, multiply_codes<D, T>, 1, product};
+    return {stage_codes<typename D::Isa, T>, multiply_codes<D, T>, 1, D::tile_rows, product};
 }
 
 template <class P, class T> constexpr QuantizedKernels floats_kernels(const char* product) {
-    return {stage_floats<P, T>, multiply_floats<P, T>, sizeof(typename P::Left), product};
+    return {stage_floats<P, T>, multiply_floats<P, T>, sizeof(typename P::Left), 1, product};
 }
 
 template <class Isa> constexpr Path make_path(const char* name) {

@@ -35,6 +35,7 @@ const Path& neon_bf16_path() {
         RangeKernel<QuantizedJob> multiply[3] = {multiply_codes<NeonBytes, float>, multiply_codes<NeonBytes, bf16>, multiply_codes<NeonBytes, f16>};
         for (int type = 0; type < 3; ++type) {
             made.codes[type].multiply = multiply[type];
+            made.codes[type].tile_rows = NeonBytes::tile_rows;
             made.codes[type].product = "usdot";
         }
         made.peak_bf16 = peak_rate<PairDotNeon>;

@@ -21,13 +21,21 @@ template <class Body> void parallel(int64_t tasks, Body&& body) {
               const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// body(first, last) over [0, count) in ranges of at least `grain`: few enough to be worth a thread.
+// body(first, last) over [0, count) in ranges of at least `grain`, long ones first and short ones last, so that no thread
+// waits long for another's (guided self-scheduling: Polychronopoulos and Kuck, IEEE Trans. Computers 36(12), 1987).
 template <class Body> void parallel_ranges(int64_t count, int64_t grain, Body&& body) {
-    const int64_t most = 4 * thread_count();
-    int64_t ranges = grain > 0 ? count / grain : count;
-    ranges = ranges < 1 ? 1 : ranges > most ? most : ranges;
-    if (thread_count() == 1) ranges = 1;
-    parallel(ranges, [&](int64_t i) { body(count * i / ranges, count * (i + 1) / ranges); });
+    constexpr int most = 128;
+    grain = grain > 0 ? grain : 1;
+    const int threads = thread_count();
+    int64_t starts[most + 1] = {0};
+    int ranges = 0;
+    while (starts[ranges] < count) {
+        const int64_t left = count - starts[ranges], share = threads == 1 || ranges == most - 1 ? left : left / (2 * threads);
+        const int64_t size = share > grain ? share : grain;
+        starts[ranges + 1] = left - size < grain ? count : starts[ranges] + size;
+        ++ranges;
+    }
+    parallel(ranges, [&](int64_t i) { body(starts[i], starts[i + 1]); });
 }
 
 }  // namespace inferplane

@@ -97,17 +97,20 @@ void quantized_linear(QuantizedJob& job) {
     static thread_local Scratch staged, scales;
     const Path& path = active_path();
     const QuantizedKernels& kernels = job.quantizes ? path.codes[int(job.dtype)] : path.floats[int(job.dtype)];
+    job.tile_rows = kernels.tile_rows;
     job.piece_steps = piece_steps(job);
-    // Off the powers of two, so that the rows of a tile do not fall on the same lines of the cache.
-    job.left_stride = round_up(job.inputs, 64) + 64;
-    const int64_t slab = std::min(job.rows, slab_rows), panels = linear_panels(job.outputs);
+    job.block_steps = std::max<int64_t>(1, std::min(job.layout.steps(), piece_of_codes / k_per_word) / job.piece_steps) * job.piece_steps;
+    // Rows of floats: off the powers of two, so that those of a tile do not fall on the same lines of the cache.
+    job.left_stride = job.quantizes ? job.blocks() * job.block_bytes() : round_up(job.inputs, 64) + 64;
+    const int64_t most = job.quantizes ? slab_of_codes : slab_rows, slab = std::min(job.rows, most), together = job.panels_together();
+    const int64_t panels = linear_panels(job.outputs) / together;
     job.left = staged.get<char>(slab * job.left_stride * kernels.left_bytes);
-    if (job.quantizes) job.pieces = scales.get<PieceOfRow>(slab * job.piece_count());
-    for (job.first_row = 0; job.first_row < job.rows; job.first_row += slab_rows) {
-        job.slab = std::min(job.rows - job.first_row, slab_rows);
+    if (job.quantizes) job.pieces = scales.get<PieceOfRow>(slab * job.blocks() * job.block_pieces());
+    for (job.first_row = 0; job.first_row < job.rows; job.first_row += most) {
+        job.slab = std::min(job.rows - job.first_row, most);
         parallel_ranges(job.slab, std::max<int64_t>(1, small_stage / std::max<int64_t>(1, job.inputs)),
                         [&](int64_t first, int64_t last) { kernels.stage(job, first, last); });
-        parallel_ranges(panels, 1, [&](int64_t first, int64_t last) { kernels.multiply(job, first, last); });
+        parallel_ranges(panels, 1, [&](int64_t first, int64_t last) { kernels.multiply(job, first * together, last * together); });
     }
 }
 

@@ -14,6 +14,7 @@
 namespace inferplane {
 
 constexpr int64_t k_per_word = 4;  // codes of one output in a 32-bit word
+constexpr int64_t slab_of_codes = 258;  // rows of codes staged at once: they stay in the L3 cache, and their sums of one panel in L2
 constexpr int64_t piece_of_codes = 512, piece_of_floats = 128;  // most k that are summed before they are scaled: they stay in L1
 
 struct QuantizedLayout {
@@ -34,8 +35,13 @@ struct QuantizedLayout {
 
 // A piece of k is summed exactly (in int32) or in order (in float32), and then scaled: it lies in one group of either side.
 struct PieceOfRow {
-    float scale;         // of the row's codes
-    int32_t correction;  // -(sum of the row's codes), times the offset where there are no zero points
+    float scale;            // of the row's codes
+    int32_t correction[2];  // -(sum of the row's codes), times the offset where there are no zero points; for even and odd columns
+};
+
+// Rows of a slab that are multiplied together.
+struct RowsOfTile {
+    int64_t first, rows;
 };
 
 // packed, outs and biases as in linear; x is quantized to int8 while it is staged, or multiplied as it is.
@@ -43,10 +49,24 @@ struct QuantizedJob : LinearJob {
     QuantizedLayout layout;
     bool quantizes;            // x, to int8
     int64_t activation_group;  // k of a row that share a scale; 0: all of them
-    int64_t piece_steps = 0;
-    PieceOfRow* pieces = nullptr;  // [slab, piece_count]
+    int64_t tile_rows = 0;     // at most
+    int64_t piece_steps = 0, block_steps = 0;  // a block: whole pieces that stay in the L1 cache
+    PieceOfRow* pieces = nullptr;              // [block][tile][piece][row of the tile]
 
-    int64_t piece_count() const { return (layout.steps() + piece_steps - 1) / piece_steps; }
+    int64_t blocks() const { return (layout.steps() + block_steps - 1) / block_steps; }
+    int64_t block_bytes() const { return round_up(block_steps * k_per_word, cache_line_bytes); }  // of a row's codes
+    int64_t block_pieces() const { return block_steps / piece_steps; }
+
+    RowsOfTile tile_of(int64_t row) const {
+        const int64_t tiles = (slab + tile_rows - 1) / tile_rows, tile = ((row + 1) * tiles - 1) / slab, first = slab * tile / tiles;
+        return {first, slab * (tile + 1) / tiles - first};
+    }
+    const int8_t* codes_at(const RowsOfTile& tile, int64_t step) const {  // the first of a block
+        return static_cast<const int8_t*>(left) + (step / block_steps * slab + tile.first) * block_bytes();
+    }
+    int64_t piece_at(const RowsOfTile& tile, int64_t piece) const {
+        return (piece / block_pieces() * slab + tile.first) * block_pieces() + piece % block_pieces() * tile.rows;
+    }
 };
 
 // Rows first_row .. of the packed matrix: codes [rows, inputs], scales and zeros [rows, groups]; zeros may be null.

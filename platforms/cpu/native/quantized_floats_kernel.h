@@ -83,18 +83,19 @@ void floats_slice(const QuantizedJob& job, const char* panel, int64_t first, int
     }
 }
 
-template <class P, class T> void multiply_floats(const QuantizedJob& job, int64_t first, int64_t last) {
-    static thread_local Scratch scratch, widened;
-    float* sums = scratch.get<float>(slice_rows * panel_columns);
-    auto* right = widened.get<typename P::Right>(piece_of_floats / P::k_per_step * panel_columns);
-    for (int64_t panel = first; panel < last; ++panel) {
-        const char* stream = static_cast<const char*>(job.packed) + panel * job.layout.panel_bytes();
-        for (int64_t row = 0; row < job.slab; row += slice_rows) {
-            const int64_t rows = job.slab - row < slice_rows ? job.slab - row : slice_rows;
-            floats_slice<P>(job, stream, row, rows, right, sums);
-            store_quantized<typename P::Isa, T>(job, panel, job.first_row + row, rows, sums);
-        }
+template <class P> struct FloatsSlice {
+    const QuantizedJob& job;
+    typename P::Right* right;
+
+    INFERPLANE_INLINE void operator()(int64_t panel, int64_t row, int64_t rows, bool, float* sums) const {
+        floats_slice<P>(job, static_cast<const char*>(job.packed) + panel * job.layout.panel_bytes(), row, rows, right, sums);
     }
+};
+
+template <class P, class T> void multiply_floats(const QuantizedJob& job, int64_t first, int64_t last) {
+    static thread_local Scratch widened;
+    auto* right = widened.get<typename P::Right>(piece_of_floats / P::k_per_step * panel_columns);
+    each_slice<typename P::Isa, T>(job, first, last, slice_rows, FloatsSlice<P>{job, right});
 }
 
 }  // namespace inferplane

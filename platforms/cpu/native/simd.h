@@ -30,6 +30,7 @@ INFERPLANE_LANEWISE(Floats, operator/, a.part[i] / b.part[i])
 INFERPLANE_LANEWISE(Floats, larger, Isa::max(a.part[i], b.part[i]))   // b where either is NaN
 INFERPLANE_LANEWISE(Floats, smaller, Isa::min(a.part[i], b.part[i]))  // b where either is NaN
 INFERPLANE_LANEWISE(Words, operator+, a.part[i] + b.part[i])
+INFERPLANE_LANEWISE(Words, operator-, a.part[i] - b.part[i])
 INFERPLANE_LANEWISE(Words, operator*, a.part[i] * b.part[i])
 INFERPLANE_LANEWISE(Words, operator^, a.part[i] ^ b.part[i])
 INFERPLANE_LANEWISE(Words, operator|, a.part[i] | b.part[i])

@@ -66,11 +66,15 @@ template <class Isa_> struct PairWide {
 template <class P, int rows, int columns>
 INFERPLANE_INLINE void tile_step(const typename P::Left* left, int64_t left_stride, const typename P::Right* right,
                                  Floats<typename P::Isa> (&sums)[rows][columns]) {
+#pragma GCC unroll 8
     for (int pass = 0; pass < P::passes; ++pass) {
         typename P::Vector b[columns];
+#pragma GCC unroll 8
         for (int j = 0; j < columns; ++j) b[j] = P::load_right(right + lanes * j, pass);
+#pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) {
             const typename P::Vector a = P::broadcast(left + r * left_stride, pass);
+#pragma GCC unroll 8
             for (int j = 0; j < columns; ++j) sums[r][j] = P::multiply(a, b[j], sums[r][j]);
         }
     }
@@ -81,7 +85,9 @@ __attribute__((noinline)) void tile(const typename P::Left* left, int64_t left_s
                                     int64_t steps, float* out, bool resume, Prefetch prefetch) {
     using Isa = typename P::Isa;
     Floats<Isa> sums[rows][columns];
+#pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
         for (int j = 0; j < columns; ++j) {
             sums[r][j] = resume ? load<Isa>(out + r * panel_columns + lanes * j) : fill<Isa>(0.0f);
         }
@@ -89,6 +95,7 @@ __attribute__((noinline)) void tile(const typename P::Left* left, int64_t left_s
     int64_t step = 0;
     for (; step + prefetch_steps <= steps; step += prefetch_steps) {
         for (int line = 0; line < prefetch.lines; ++line, prefetch.next += 64) Isa::prefetch(prefetch.next);
+#pragma GCC unroll 8
         for (int i = 0; i < prefetch_steps; ++i) {
             tile_step<P, rows, columns>(left, left_stride, right, sums);
             left += P::left_per_step;
@@ -100,7 +107,9 @@ __attribute__((noinline)) void tile(const typename P::Left* left, int64_t left_s
         left += P::left_per_step;
         right += P::right_per_step;
     }
+#pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
         for (int j = 0; j < columns; ++j) store<Isa>(out + r * panel_columns + lanes * j, sums[r][j]);
     }
 }
