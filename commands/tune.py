@@ -104,4 +104,4 @@ def _of_model(config: Any, platform: Platform) -> list[Spec]:
     from ..platforms.registry import kernel_packs
 
     _, table = plan_model(open_source(config), platform, load_options(config), kernel_packs(platform.name))
-    return [choice.spec for choice in table if choice.spec.op in ("linear", "moe")]
+    return [choice.spec for choice in table if choice.spec.op in ("linear", "gated_linear", "moe")]

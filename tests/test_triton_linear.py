@@ -13,7 +13,7 @@ from inferplane.conformance.cases import find
 from inferplane.conformance.mutants.source import SourceBug, planted
 from inferplane.conformance.mutants.triton_linear import SOURCE_BUGS
 from inferplane.conformance.rig import Rig
-from inferplane.ops import DTYPES, Dim, Linear, Moe, Router, Scheme
+from inferplane.ops import DTYPES, Dim, GatedActivation, GatedLinear, Linear, Moe, Router, Scheme
 from inferplane.ops.quantize import quantize, quantized_rows
 from inferplane.ops.tolerance import within
 from inferplane.platforms.contract import Options
@@ -74,7 +74,8 @@ def made(spec: Linear, tokens: int, platform: str = "cuda", strided: bool = Fals
     x[0, 0], x[-1, 0] = -1e-9, 6
     parts = parts_of(spec)
     family = linear if spec.scheme is None else quantized
-    kernel = family.kernels(device(platform))[-1 if len(spec.outputs) > 1 or spec.scheme else 1]
+    name = "quantized_linear" if spec.scheme else "fused_linear" if len(spec.outputs) > 1 else "linear"
+    [kernel] = (one for one in family.kernels(device(platform)) if one.name == f"triton.{name}")
     assert kernel.supports(spec) is None
     handle = kernel.prepare(spec, parts) if kernel.prepare else tuple(map(tensor, parts))
     placed = tensor(np.pad(x, ((0, 0), (3, 5))))[:, 3:-5] if strided else tensor(x)
@@ -144,6 +145,18 @@ def test_the_resolution_says_who_multiplies_many_rows() -> None:
     linear.few_or_many(on_chip, told, linear_of(8, 5, dtype="bfloat16"), torch.ones(33, 8, dtype=torch.bfloat16), (), None)
     linear.few_or_many(device("cuda"), told, linear_of(8, 5), torch.ones(1, 8), (torch.ones(5, 8),), None)
     assert asked == [33]
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh"])
+def test_a_gate_opens_its_up_in_one_pass_or_two(tokens: int, kind: str) -> None:
+    spec = GatedLinear(linear=linear_of(257, 130, 130, bias=True), activation=GatedActivation(kind=kind, dtype="float32"))
+    x, parts = numbers(1, tokens, 257), parts_of(spec.linear)
+    *_, kernel = linear.kernels(device("cuda"))
+    assert kernel.op == "gated_linear" and kernel.supports(spec) is None and kernel.prepare is not None
+    out = host(kernel.run(spec, tensor(x), kernel.prepare(spec, parts), None))
+    magnitude = spec.magnitude(x, parts, None)
+    assert within(out, spec.reference(x, parts, None), depth=spec.tolerance.depth, halves=3, magnitude=magnitude) is None
 
 
 # Codes.
@@ -318,6 +331,9 @@ def test_it_passes_the_suites_cases(case: str) -> None:
     assert all(name.startswith("triton.") for name in found.kernels)
 
 
+GATED = GatedLinear(linear=linear_of(257, 5, 5), activation=GatedActivation(kind="silu", dtype="float32"))
+
+
 SMALL: dict[str, tuple[tuple[Linear, int, str, bool], ...]] = {
     "linear": ((linear_of(33, 150, bias=True), 2, "cuda", False), (linear_of(300, 5, bias=True), 2, "cuda", True),
                (linear_of(257, 5), 1, "cuda", False)),
@@ -342,6 +358,10 @@ def told(op: str) -> bool:
     if op == "moe":
         out, wanted = mixed(moe_of(), 5)
         return not np.allclose(out, wanted, atol=1e-4, rtol=1e-4)
+    if op == "gated_linear":
+        x, parts = numbers(1, 1, 257), parts_of(GATED.linear)
+        out = linear.gated_linear(device("cuda"), None, GATED, tensor(x), linear.prepare(torch.device("cpu"), GATED.linear, parts), None)
+        return not np.allclose(host(out), GATED.reference(x, parts, None), atol=1e-3, rtol=1e-4)
     return any(complaints(*case) for case in SMALL[op])
 
 
@@ -351,6 +371,6 @@ def test_a_bug_that_is_planted_in_its_source_is_seen_in_some_small_case(bug: Sou
         assert told(bug.op)
 
 
-@pytest.mark.parametrize("op", [*SMALL, "router", "moe"])
+@pytest.mark.parametrize("op", [*SMALL, "gated_linear", "router", "moe"])
 def test_the_small_cases_tell_nothing_where_no_bug_is_planted(op: str) -> None:
     assert not told(op)

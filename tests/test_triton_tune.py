@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from inferplane.cli import main
-from inferplane.ops import Activation, Dim, Linear, Moe, Scheme
+from inferplane.ops import Dim, GatedActivation, GatedLinear, Linear, Moe, Scheme
 from inferplane.platforms.contract import Options
 
 torch = pytest.importorskip("torch")
@@ -22,6 +22,8 @@ WIDE = Launch({"BLOCK_ROWS": 16, "BLOCK_OUTPUTS": 64, "BLOCK_INPUTS": 32, "BAND"
 BAD = Launch({"BLOCK_ROWS": 16, "BLOCK_OUTPUTS": 48, "BLOCK_INPUTS": 32, "BAND": 4}, {"num_warps": 2})
 LINEAR = Linear(input=Dim(64), outputs=(Dim(40),), dtype="bfloat16")
 QUANTIZED = Linear(input=Dim(64), outputs=(Dim(40), Dim(8)), dtype="bfloat16", bias=True, scheme=Scheme.parse("int4:g32:zeros:a8g32"))
+GATED = GatedLinear(linear=Linear(input=Dim(64), outputs=(Dim(8), Dim(8)), dtype="bfloat16"),
+                    activation=GatedActivation(kind="silu", dtype="bfloat16"))
 MOE = Moe(experts=Dim(4, "experts"), embed=16, mlp=Dim(24, "mlp"), top_k=2, activation="silu", dtype="bfloat16")
 
 
@@ -61,12 +63,13 @@ def test_what_is_in_use_stays_where_nothing_is_faster() -> None:
 
 
 def test_one_token_and_experts_have_kernels_of_their_own_and_other_ops_none() -> None:
-    found, told = tuned((LINEAR, 1), (MOE, 3), (Activation(kind="silu", dtype="bfloat16"), 3), candidates=lambda kernel, tokens: iter(()))
-    assert [one.kernel for one in found] == ["linear_of_one_row", "experts"]
+    work = (LINEAR, 1), (GATED, 1), (GATED, 3), (MOE, 3), (GATED.activation, 3)
+    found, told = tuned(*work, candidates=lambda kernel, tokens: iter(()))
+    assert [one.kernel for one in found] == ["linear_of_one_row", "gated_of_one_row", "linear", "experts"]
     assert "passed over" in told[-1]
 
 
-@pytest.mark.parametrize("kernel", ["linear", "linear_of_one_row", "quantized_linear", "experts"])
+@pytest.mark.parametrize("kernel", ["linear", "linear_of_one_row", "gated_of_one_row", "quantized_linear", "experts"])
 def test_there_are_candidates_of_every_kernel_with_the_names_of_its_entries(kernel: str) -> None:
     names = set(tomllib.loads(TABLE.read_text())[kernel][-1]["meta"])
     made = list(family.candidates_of(kernel, 16))

@@ -33,8 +33,9 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
             "sums += tl.load(bias + 0 * output, mask=output < outputs, other=0.0)"),
     _linear("first_output_tile_of_a_band_only", "first + (program % width) % size", "first"),
     _linear("rows_taken_for_packed", "[None, :] * x_stride + lane[:, None]", "[None, :] * inputs + lane[:, None]"),
-    _linear("one_row_drops_the_last_input",
-            "for start in range(0, inputs, BLOCK_INPUTS):", "for start in range(0, inputs - 1, BLOCK_INPUTS):"),
+    _linear("one_row_drops_its_last_inputs", "sums += weights * tl.load", "sums = weights * tl.load"),
+    SourceBug("gated_linear.triton_up_opens_the_gate", OURS, f"{FOLDER}/linear_kernel.py", "(formula(gate, KIND) * up)",
+              "(formula(up, KIND) * gate)"),
     # Codes, zero points, halves of bytes.
     _quantized("zero_point_left_out_of_floats", "(widened(codes, wide) - widened(tl.load(zeros), wide)[:, None]).to(dtype)",
                "widened(codes, wide).to(dtype)"),

@@ -1,4 +1,4 @@
-"""linear in floats: our kernels stream the weights for few rows; the vendor's library, through torch, multiplies many."""
+"""linear and gated_linear in floats: our kernels stream the weights for few rows; the vendor's library, through torch, multiplies many."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....ops import Kernel, Linear, Support
+from ....ops import GatedLinear, Kernel, Linear, Support
 from ..supports import Plain
 from ..torch.arrays import TORCH
 from ..torch.linear import prepare
@@ -17,6 +17,7 @@ from ..torch.linear import run as torch_run
 from . import linear_kernel
 from .device import Device
 from .launches import Launch
+from .rows import gated_activation
 
 PLAIN = Plain("Triton")
 VENDOR = {"nvidia": "cublas", "amd": "hipblaslt"}
@@ -24,21 +25,33 @@ MOST_SPLITS = 16
 
 
 def kernels(device: Device) -> Sequence[Kernel]:
-    """First our few rows with the vendor's many, then ours for any number; with one output, and fused."""
-    made = []
-    for fused in (False, True):
-        answer = PLAIN.fused if fused else PLAIN.single
-        handle = partial(prepare, device.torch) if fused else None
-        name = "fused_linear" if fused else "linear"
-        both = partial(few_or_many, device, torch_run(device.torch))
-        made += [
-            Kernel("linear", f"triton.{name}+{VENDOR[device.target.vendor]}", partial(_with_library, device, answer), both, handle),
-            Kernel("linear", f"triton.{name}", answer, partial(linear, device), handle),
-        ]
-    return made
+    """First our few rows with the vendor's many, then ours for any number; with one output, fused, and gated."""
+    own, both = partial(linear, device), partial(few_or_many, device, torch_run(device.torch))
+    fused, gated = partial(prepare, device.torch), partial(_prepare_gated, device.torch)
+    return [
+        *_pair(device, "linear", "linear", PLAIN.single, both, own, None),
+        *_pair(device, "linear", "fused_linear", PLAIN.fused, both, own, fused),
+        *_pair(device, "gated_linear", "gated_linear", _gated, *(partial(gated_linear, device, one) for one in (both, own)), gated),
+    ]
 
 
-def _with_library(device: Device, answer: Callable[[Linear], Support], spec: Linear) -> Support:
+def _pair(device: Device, op: str, name: str, answer: Any, both: Any, own: Any, handle: Any) -> list[Kernel]:
+    library = VENDOR[device.target.vendor]
+    return [
+        Kernel(op, f"triton.{name}+{library}", partial(_with_library, device, answer), both, handle),
+        Kernel(op, f"triton.{name}", answer, own, handle),
+    ]
+
+
+def _gated(spec: GatedLinear) -> Support:
+    return PLAIN.fused(spec.linear)
+
+
+def _prepare_gated(device: torch.device, spec: GatedLinear, parts: Sequence[Any]) -> tuple[Tensor, ...]:
+    return prepare(device, spec.linear, parts)
+
+
+def _with_library(device: Device, answer: Callable[[Any], Support], spec: Any) -> Support:
     if device.target.interpreted:
         return f"{VENDOR[device.target.vendor]} needs the chip, and this is Triton's interpreter"
     return answer(spec)
@@ -64,6 +77,19 @@ def linear(device: Device, spec: Linear, x: Tensor, weight: Sequence[Tensor], ba
     elif len(x):
         _blocked(device, spec, out, x, weight[0], bias)
     return views(spec, out)
+
+
+def gated_linear(device: Device, product: Any, spec: GatedLinear, x: Tensor, weight: Sequence[Tensor], batch: Any) -> Tensor:
+    """x [tokens, input] -> [tokens, output]: one row at once; more by `product`, then the activation."""
+    if len(x) != 1:
+        return gated_activation(device, spec.activation, *product(spec.linear, x, weight, batch))
+    size, inputs = len(weight[0]) // 2, weight[0].shape[1]
+    out = x.new_empty((1, size))
+    config = device.configured("gated_of_one_row", dtype=spec.dtype, outputs=size, inputs=inputs)
+    device.launch(linear_kernel.gated_of_one_row, (ceil_div(size, config.meta["BLOCK_OUTPUTS"]),), out, x.contiguous(), weight[0],
+                  weight[1] if spec.linear.bias else None, size, inputs, KIND=spec.activation.kind,
+                  WHOLE_STEPS=inputs % config.meta["BLOCK_INPUTS"] == 0, config=config)
+    return out
 
 
 def _blocked(device: Device, spec: Linear, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

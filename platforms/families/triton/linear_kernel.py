@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .rows_kernel import formula
+
 
 @triton.jit
 def tile_of(program, row_tiles, output_tiles, BAND: tl.constexpr):
@@ -76,17 +78,38 @@ def linear_of_one_row(
     weight_at = weight + tl.minimum(output, outputs - 1).to(tl.int64)[:, None] * inputs + lane
     sums = tl.zeros((BLOCK_OUTPUTS, BLOCK_INPUTS), tl.float32)
     for start in range(0, inputs, BLOCK_INPUTS):
-        if WHOLE_STEPS:
-            weights = tl.load(weight_at + start, eviction_policy="evict_first")
-            values = tl.load(x + start + lane)
-        else:
-            weights = tl.load(weight_at + start, mask=lane < inputs - start, other=0.0, eviction_policy="evict_first")
-            values = tl.load(x + start + lane, mask=lane < inputs - start, other=0.0)
-        sums += weights.to(tl.float32) * values.to(tl.float32)
+        inside = (lane < inputs - start) | WHOLE_STEPS
+        weights = tl.load(weight_at + start, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        sums += weights * tl.load(x + start + lane, mask=inside, other=0.0).to(tl.float32)
     total = tl.sum(sums, axis=1)
     if bias is not None:
         total += tl.load(bias + output, mask=output < outputs, other=0.0).to(tl.float32)
     tl.store(out + output, total.to(out.dtype.element_ty), mask=output < outputs)
+
+
+@triton.jit
+def gated_of_one_row(
+    out, x, weight, bias, size, inputs,
+    KIND: tl.constexpr, WHOLE_STEPS: tl.constexpr, BLOCK_OUTPUTS: tl.constexpr, BLOCK_INPUTS: tl.constexpr,
+):
+    """x [inputs], weight [2 * size, inputs] of a gate over an up -> out [size], activation(gate) * up, as linear_of_one_row."""
+    output = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    lane = tl.arange(0, BLOCK_INPUTS)[None, :]
+    line = tl.minimum(output, size - 1).to(tl.int64)
+    gate_at = weight + line[:, None] * inputs + lane
+    up_at = weight + (line + size)[:, None] * inputs + lane
+    gates = tl.zeros((BLOCK_OUTPUTS, BLOCK_INPUTS), tl.float32)
+    ups = tl.zeros((BLOCK_OUTPUTS, BLOCK_INPUTS), tl.float32)
+    for start in range(0, inputs, BLOCK_INPUTS):
+        inside = (lane < inputs - start) | WHOLE_STEPS
+        values = tl.load(x + start + lane, mask=inside, other=0.0).to(tl.float32)
+        gates += tl.load(gate_at + start, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32) * values
+        ups += tl.load(up_at + start, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32) * values
+    gate, up = tl.sum(gates, axis=1), tl.sum(ups, axis=1)
+    if bias is not None:
+        gate += tl.load(bias + output, mask=output < size, other=0.0).to(tl.float32)
+        up += tl.load(bias + size + output, mask=output < size, other=0.0).to(tl.float32)
+    tl.store(out + output, (formula(gate, KIND) * up).to(out.dtype.element_ty), mask=output < size)
 
 
 @triton.jit

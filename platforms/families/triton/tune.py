@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ....errors import ConfigError, InferplaneError
-from ....ops import DTYPES, Linear, Moe, Quantized, Spec
+from ....ops import DTYPES, GatedLinear, Linear, Moe, Quantized, Spec
 from ....ops.quantize import CODES, SCALES
 from . import experts, linear, quantized
 from .device import Device
@@ -85,6 +85,8 @@ def kernel_of(spec: Spec, tokens: int) -> str | None:
     """The table's name of the kernel that computes so many tokens."""
     if isinstance(spec, Moe):
         return "experts"
+    if isinstance(spec, GatedLinear):
+        return "gated_of_one_row" if tokens == 1 and spec.scheme is None else kernel_of(spec.linear, tokens)
     if not isinstance(spec, Linear) or spec.reduce:
         return None
     return "quantized_linear" if spec.scheme else "linear_of_one_row" if tokens == 1 else "linear"
@@ -116,7 +118,7 @@ def _seconds(device: Device, work: Work, measure: Measure) -> float:
 
 def candidates_of(kernel: str, tokens: int) -> Iterator[Launch]:
     """Tiles, warps and stages that are worth a try."""
-    if kernel == "linear_of_one_row":
+    if kernel.endswith("of_one_row"):
         for outputs, inputs, warps in product((1, 2, 4, 8, 16), (256, 512, 1024, 2048), (2, 4, 8)):
             yield Launch({"BLOCK_OUTPUTS": outputs, "BLOCK_INPUTS": inputs}, {"num_warps": warps, "num_stages": 1})
         return
@@ -141,10 +143,13 @@ def _work(device: Device, spec: Any, tokens: int) -> Work:
     random = np.random.default_rng(0)
     if isinstance(spec, Moe):
         return _moe(device, spec, tokens)
+    gated, spec = (spec, spec.linear) if isinstance(spec, GatedLinear) else (None, spec)
     x = _normal(device, (tokens, spec.input.size), spec.dtype)
     if spec.scheme is None:
         weight: Any = (_normal(device, (sum(dim.size for dim in spec.outputs), spec.input.size), spec.dtype),)
         weight += (_normal(device, (len(weight[0]),), spec.dtype),) if spec.bias else ()
+        if gated is not None and tokens == 1:
+            return lambda own: linear.gated_linear(own, None, gated, x, weight, None)
         return lambda own: linear.linear(own, spec, x, weight, None)
     parts = [_codes(random, spec, dim.size) for dim in spec.outputs]
     biases = [np.zeros(dim.size, DTYPES[spec.dtype]) for dim in spec.outputs] if spec.bias else []
