@@ -73,6 +73,7 @@ class Plan(NamedTuple):
     constants: dict[str, Any]
 
 
+@lru_cache(maxsize=4096)
 def plan(device: Device, spec: Attention, shape: BatchShape, keys: int, block_tokens: int) -> Plan:
     """keys: the longest context that the table of blocks can hold."""
     group, one_query = spec.heads.size // spec.kv_heads.size, shape.longest_query == 1
