@@ -73,12 +73,13 @@ class Plan(NamedTuple):
     constants: dict[str, Any]
 
 
+@lru_cache(maxsize=4096)
 def plan(device: Device, spec: Attention, shape: BatchShape, keys: int, block_tokens: int) -> Plan:
     """keys: the longest context that the table of blocks can hold."""
     group, one_query = spec.heads.size // spec.kv_heads.size, shape.longest_query == 1
     typical = 1 if one_query else max(shape.tokens // shape.rows, 1)
     launch = device.configured("attention", half=YES_NO[spec.dtype != "float32"], dim=max(spec.key_dim, spec.value_dim),
-                               lanes=typical * group, latent=YES_NO[spec.latent])
+                               lanes=typical * group, latent=YES_NO[spec.latent], codes=YES_NO[spec.kv_dtype is not None])
     block_m, block_n = launch.meta["BLOCK_M"], launch.meta["BLOCK_N"]
     heads = min(group, block_m)
     tiles = shape.tokens if one_query else shape.tokens // (block_m // heads) + shape.rows + 1
