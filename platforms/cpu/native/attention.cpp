@@ -33,15 +33,26 @@ int64_t heads_together(const AttentionJob& job) {
     return std::clamp<int64_t>(job.cache.kv_heads * chunks / (pieces_per_thread * thread_count()), 1, job.cache.kv_heads);
 }
 
+// (token, head) pairs to a task: many share the packing of a tile, and leave enough tasks. A multiple of a tile's rows.
+int64_t pairs_together(const AttentionJob& job, int64_t pairs) {
+    constexpr int64_t tile_rows = 6, lanes = SoftmaxSums::lanes;
+    const int64_t row_bytes = (job.cache.value_dim + lanes) * sizeof(float) + (job.cache.key_dim + lanes) * item_bytes(job.dtype);
+    const int64_t fair = job.tokens * job.heads / (pieces_per_thread * thread_count());
+    const int64_t most = std::max<int64_t>(query_rows, std::min(query_bytes / row_bytes, fair));
+    const int64_t blocks = std::max<int64_t>(1, (pairs + most - 1) / most);
+    return round_up((pairs + blocks - 1) / blocks, tile_rows);
+}
+
 // The longest first, so that no thread is left with one at the end.
 std::vector<AttentionTask> list_tasks(const AttentionJob& job) {
     std::vector<AttentionTask> tasks;
     const int64_t together = heads_together(job);
     for (int64_t row = 0; row < job.rows; ++row) {
         const int64_t pairs = (job.starts[row + 1] - job.starts[row]) * job.group(), step = is_decode(job, row) ? together : 1;
-        for (int64_t first = 0; first < pairs; first += query_rows) {
+        const int64_t rows = pairs_together(job, pairs);
+        for (int64_t first = 0; first < pairs; first += rows) {
             for (int64_t head = 0; head < job.cache.kv_heads; head += step) {
-                tasks.push_back({row, head, std::min(step, job.cache.kv_heads - head), first, std::min(pairs, first + query_rows), -1, nullptr});
+                tasks.push_back({row, head, std::min(step, job.cache.kv_heads - head), first, std::min(pairs, first + rows), -1, nullptr});
             }
         }
     }

@@ -11,7 +11,8 @@ namespace inferplane {
 
 constexpr int key_tile = 64;     // keys per tile, aligned at absolute positions
 constexpr int key_chunk = 1024;  // keys whose sums are made apart and folded in order: what a task may take of a long row
-constexpr int query_rows = 96;   // (token, head) pairs that share one packed tile of keys and values
+constexpr int query_rows = 96;   // (token, head) pairs that share one packed tile of keys and values, at least
+constexpr int query_bytes = 1 << 18;  // what the sums and queries of a task take at most, where that leaves query_rows: a part of L2
 constexpr int direct_rows = 8;   // heads of one token that do without packing, no fewer than a tile of linear has rows
 
 struct CacheShape {

@@ -1,4 +1,4 @@
-// One attention task: up to 96 (token, head) rows against the keys of their key/value head, 64 at a time.
+// One attention task: some hundred (token, head) rows against the keys of their key/value head, 64 at a time.
 //
 //   scores    [6 rows, 64 keys] = q K                  over packed keys, by the tile kernel of linear
 //   softmax   weights [6 rows, 64 keys]                attention_softmax.h
@@ -18,7 +18,7 @@ template <class P, class T, class S> class AttentionBlock {
     AttentionBlock(const AttentionJob& job, const AttentionTask& task);
     int64_t carve_own(char* base);
     int64_t carve_shared(char* base);
-    void stage_queries();
+    void begin();
     void begin_chunk(int64_t chunk);
     void locate_tile(int64_t start, KeyTile<S>& keys) const;
     void attend_tile(const KeyTile<S>& keys, const KeyTile<S>& next);
@@ -32,14 +32,24 @@ template <class P, class T, class S> class AttentionBlock {
     using Prefetcher = Ahead<P>;
     static constexpr int64_t value_steps = key_tile / P::k_per_step;
     static constexpr bool rough = sizeof(T) == 2;
+    static constexpr int64_t rows_ahead = 24;  // whose queries are fetched before they are staged
 
     KeyRange visible(int64_t row, int64_t start) const;
-    void attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead);
+    int64_t pair(int64_t row) const;
+    const T* query(int64_t row) const { return static_cast<const T*>(job_.q) + pair(row) * cache_.key_dim; }
+    T* result(int64_t row) const { return static_cast<T*>(job_.out) + pair(row) * cache_.value_dim; }
+    void fetch(const T* row) const;
+    void fetch_results(int64_t low, int rows, int64_t tile_end) const;
+    void stage_queries(int64_t end);
+    void attend_direct(const KeyTile<S>& keys, Prefetcher& keys_ahead, Prefetcher& values_ahead);
     void attend_apart(int64_t first, const KeyTile<S>& keys);
     void attend(int64_t first, int64_t last, const KeyTile<S>& keys);
-    void weigh(int64_t low, int rows, const float* scores, const KeyTile<S>& keys);
+    void store_result(const float* from, Floats<Isa> normal, int64_t dims, T* to) const;
+    void weigh(int64_t low, int rows, int vectors, const float* scores, const KeyTile<S>& keys);
+    template <bool plain, int vectors> void weigh_rows(int64_t low, int rows, const float* scores, const KeyTile<S>& keys);
     void score(const KeyTile<S>& keys, Prefetcher& ahead);
-    void multiply_scores(int64_t low, int rows);
+    void multiply_scores(int64_t low, int rows, int vectors);
+    void multiply_values(int64_t low, int rows, int64_t steps);
 
     const AttentionJob& job_;
     const AttentionTask task_;
@@ -47,12 +57,14 @@ template <class P, class T, class S> class AttentionBlock {
     const KeySpan span_;
     const int64_t rows_, group_, key_steps_, panels_, query_stride_;
     const bool direct_;
+    ScoreRule rule_;            // of every row and tile, but for what is theirs
     Left *queries_, *weights_;  // [rows, query_stride], [tile rows, 64 keys]
     Right *keys_, *values_;     // [key steps, 64 keys], [panels, value steps, 64 dims]
     float* scores_;             // [rows of a tile or of a direct block, 64 keys], twice
     float *chunk_memory_, *folded_memory_;
     int64_t* position_;         // [rows]
     int64_t first_row_ = 0;     // rows before it see nothing from here on
+    int64_t staged_ = 0;        // rows whose queries lie in queries_
     S* zeros_;                  // [value_dim]: what an unseen key's values read as
     SoftmaxSums sums_{nullptr, 0, 0}, folded_{nullptr, 0, 0};  // of this chunk, of those before it
 };
@@ -62,7 +74,8 @@ AttentionBlock<P, T, S>::AttentionBlock(const AttentionJob& job, const Attention
     : job_(job), task_(task), cache_(job.cache), span_(key_span(job, task)), rows_(task.last - task.first), group_(job.group()),
       key_steps_((cache_.key_dim + P::k_per_step - 1) / P::k_per_step), panels_((cache_.value_dim + panel_columns - 1) / panel_columns),
       query_stride_(round_up(cache_.key_dim, lanes) + lanes),
-      direct_(task.first / group_ == (task.last - 1) / group_ && rows_ <= direct_rows && cache_.value_dim % panel_columns == 0) {}
+      direct_(task.first / group_ == (task.last - 1) / group_ && rows_ <= direct_rows && cache_.value_dim % panel_columns == 0),
+      rule_(score_rule<P>(job)) {}
 
 // What lasts from tile to tile; returns the bytes it takes.
 template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::carve_own(char* base) {
@@ -98,19 +111,44 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::locate_tile(i
     locate<P>(job_, task_, start, {visible(0, start).low, visible(rows_ - 1, start).high}, zeros_, keys);
 }
 
-template <class P, class T, class S> void AttentionBlock<P, T, S>::stage_queries() {
-    for (int64_t row = 0; row < rows_; ++row) {
-        const int64_t flat = task_.first + row, token = job_.starts[task_.row] + flat / group_;
-        const int64_t head = task_.kv_head * group_ + flat % group_;
-        const T* from = static_cast<const T*>(job_.q) + (token * job_.heads + head) * cache_.key_dim;
-        Left* to = queries_ + row * query_stride_;
+// (token, head) of the whole batch.
+template <class P, class T, class S> int64_t AttentionBlock<P, T, S>::pair(int64_t row) const {
+    const int64_t flat = task_.first + row, token = job_.starts[task_.row] + flat / group_;
+    return token * job_.heads + task_.kv_head * group_ + flat % group_;
+}
+
+template <class P, class T, class S> void AttentionBlock<P, T, S>::begin() {
+    for (int64_t row = 0; row < rows_; ++row) position_[row] = job_.first_position(task_.row) + (task_.first + row) / group_;
+    for (int64_t row = 0; row < rows_ && row < rows_ahead; ++row) fetch(query(row));
+    if (direct_) stage_queries(rows_);
+}
+
+template <class P, class T, class S> void AttentionBlock<P, T, S>::fetch(const T* row) const {
+    for (int64_t d = 0; d < cache_.key_dim; d += cache_line_bytes / int64_t(sizeof(T))) __builtin_prefetch(row + d);
+}
+
+// Up to row `end`, and fetches those that come next.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::stage_queries(int64_t end) {
+    for (; staged_ < end; ++staged_) {
+        const T* from = query(staged_);
+        if (staged_ + rows_ahead < rows_) fetch(query(staged_ + rows_ahead));
+        Left* to = queries_ + staged_ * query_stride_;
+        int64_t d = 0;
         if constexpr (P::k_per_step == 2) {
-            __builtin_memcpy(to, from, cache_.key_dim * sizeof(T));
+            for (; d + 2 * lanes <= cache_.key_dim; d += 2 * lanes) store_words(to + d, load_words<Isa>(from + d));
+            if (d < cache_.key_dim) __builtin_memcpy(to + d, from + d, (cache_.key_dim - d) * sizeof(T));
             to[cache_.key_dim] = Left{};  // an odd key_dim leaves half a pair
         } else {
-            for (int64_t d = 0; d < cache_.key_dim; d += lanes) store<Isa>(to + d, load_upto<Isa>(from + d, cache_.key_dim - d));
+            for (; d < cache_.key_dim; d += lanes) store<Isa>(to + d, load_upto<Isa>(from + d, cache_.key_dim - d));
         }
-        position_[row] = job_.first_position(task_.row) + flat / group_;
+    }
+}
+
+// The lines of results that rows low .. low + rows - 1 are about to be written to, where this tile is their last.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::fetch_results(int64_t low, int rows, int64_t tile_end) const {
+    for (int64_t row = low; row < low + rows && !task_.parts; ++row) {
+        if (position_[row] >= tile_end) continue;
+        for (int64_t d = 0; d < cache_.value_dim; d += cache_line_bytes / int64_t(sizeof(T))) __builtin_prefetch(result(row) + d, 1);
     }
 }
 
@@ -120,57 +158,90 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::score(const K
     kernel(queries_, query_stride_, keys, cache_.key_dim, key_steps_, scores_, ahead);
 }
 
-// Weights of rows low .. low + rows - 1, from scores of `rows` rows.
-template <class P, class T, class S> void AttentionBlock<P, T, S>::weigh(int64_t low, int rows, const float* scores, const KeyTile<S>& keys) {
-    const bool codes = sizeof(S) == 1;
-    const double exact = job_.softcap > 0 ? job_.scale / job_.softcap : job_.scale * 1.4426950408889634;
-    const float factor = float(exact), rest = float(exact - factor);
-    for (int r = 0; r < rows; ++r) {
-        const int64_t row = low + r, head = task_.kv_head * group_ + (task_.first + row) % group_;
-        const ScoreRule rule{factor, rest, job_.softcap, job_.slopes ? job_.slopes[head] : 0.0f, float(keys.start - position_[row]),
-                             codes ? keys.key_scale : nullptr, codes ? keys.value_scale : nullptr, visible(row, keys.start)};
-        softmax<P, rough>(sums_, row, rule, scores + r * key_tile, weights_ + r * key_tile);
+// Weights of rows low .. low + rows - 1, from scores of `rows` rows; nobody sees a key behind `vectors` of them.
+template <class P, class T, class S>
+void AttentionBlock<P, T, S>::weigh(int64_t low, int rows, int vectors, const float* scores, const KeyTile<S>& keys) {
+    const bool plain = job_.softcap == 0 && !job_.slopes && sizeof(S) > 1;  // scores are products times a factor
+    if (!plain) return weigh_rows<false, 4>(low, rows, scores, keys);
+    switch (vectors) {
+        case 1: return weigh_rows<true, 1>(low, rows, scores, keys);
+        case 2: return weigh_rows<true, 2>(low, rows, scores, keys);
+        case 3: return weigh_rows<true, 3>(low, rows, scores, keys);
+        default: return weigh_rows<true, 4>(low, rows, scores, keys);
     }
 }
 
-// Scores of rows low .. low + rows - 1 over packed keys.
-template <class P, class T, class S> void AttentionBlock<P, T, S>::multiply_scores(int64_t low, int rows) {
+template <class P, class T, class S>
+template <bool plain, int vectors>
+void AttentionBlock<P, T, S>::weigh_rows(int64_t low, int rows, const float* scores, const KeyTile<S>& keys) {
+    ScoreRule rule = rule_;
+    if (!plain && sizeof(S) == 1) rule.key_scale = keys.key_scale, rule.value_scale = keys.value_scale;
+    for (int r = 0; r < rows; ++r, scores += key_tile) {
+        const int64_t row = low + r;
+        Left* weights = weights_ + r * key_tile;
+        rule.seen = visible(row, keys.start);
+        if (!plain) {
+            rule.distance = float(keys.start - position_[row]);
+            if (job_.slopes) rule.slope = job_.slopes[task_.kv_head * group_ + (task_.first + row) % group_];
+        }
+        const bool partial = rule.seen.low > 0 || rule.seen.high < vectors * lanes;
+        if (partial) softmax<P, rough, plain, true, vectors>(sums_, row, rule, scores, weights);
+        else softmax<P, rough, plain, false, vectors>(sums_, row, rule, scores, weights);
+    }
+}
+
+// Scores of rows low .. low + rows - 1 over packed keys, `vectors` of them.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::multiply_scores(int64_t low, int rows, int vectors) {
     const Left* left = queries_ + low * query_stride_;
     for (int64_t step = 0; step < key_steps_; step += score_steps<P>) {
         const int64_t steps = key_steps_ - step < score_steps<P> ? key_steps_ - step : score_steps<P>;
         float* to = step ? scores_ + direct_rows * key_tile : scores_;
-        multiply_tile<P>(rows, left + step * P::left_per_step, query_stride_, keys_ + step * key_tile, steps, to, key_tile / lanes, false);
+        multiply_some<P>(rows, left + step * P::left_per_step, query_stride_, keys_ + step * key_tile, steps, to, vectors);
         for (int i = 0; step && i < rows * key_tile; i += lanes) store<Isa>(scores_ + i, load<Isa>(scores_ + i) + load<Isa>(to + i));
     }
 }
 
-// Rows [first, last) against the packed tile.
-template <class P, class T, class S> void AttentionBlock<P, T, S>::attend(int64_t first, int64_t last, const KeyTile<S>& keys) {
-    const int64_t most = Isa::tile_rows, tiles = (last - first + most - 1) / most;
-    for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t low = first + (last - first) * t / tiles, high = first + (last - first) * (t + 1) / tiles;
-        const int rows = int(high - low);
-        multiply_scores(low, rows);
-        weigh(low, rows, scores_, keys);
-        const int64_t steps = (visible(high - 1, keys.start).high + P::k_per_step - 1) / P::k_per_step;
-        for (int64_t panel = 0; panel < panels_; ++panel) {
-            const int64_t dims = cache_.value_dim - panel * panel_columns;
-            const int vectors = dims >= panel_columns ? panel_columns / lanes : int((dims + lanes - 1) / lanes);
-            multiply_tile<P>(rows, weights_, key_tile, values_ + panel * value_steps * panel_columns, steps,
-                             sums_.row_out(panel, low), vectors, true);
-        }
+// Adds the values of `steps` steps of keys, weighed, to rows low .. low + rows - 1.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::multiply_values(int64_t low, int rows, int64_t steps) {
+    for (int64_t panel = 0; panel < panels_; ++panel) {
+        const int64_t dims = cache_.value_dim - panel * panel_columns;
+        const int vectors = dims >= panel_columns ? panel_columns / lanes : int((dims + lanes - 1) / lanes);
+        const Right* values = values_ + panel * value_steps * panel_columns;
+        multiply_tile<P>(rows, weights_, key_tile, values, steps, sums_.row_out(panel, low), vectors, true);
     }
 }
 
+// Rows [first, last) against the packed tile. The values of a few rows come after the scores of the next few, so that
+// the softmax between waits for neither and no product waits for it.
+template <class P, class T, class S> void AttentionBlock<P, T, S>::attend(int64_t first, int64_t last, const KeyTile<S>& keys) {
+    const int64_t most = Isa::tile_rows, tiles = (last - first + most - 1) / most;
+    int64_t low = first, steps = 0;
+    int rows = 0;
+    for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t next = low + rows, high = first + (last - first) * (t + 1) / tiles;
+        const int64_t seen = visible(high - 1, keys.start).high;
+        const int vectors = int((seen + lanes - 1) / lanes);
+        stage_queries(high);
+        multiply_scores(next, int(high - next), vectors);
+        if (t) multiply_values(low, rows, steps);
+        low = next, rows = int(high - next), steps = (seen + P::k_per_step - 1) / P::k_per_step;
+        weigh(low, rows, vectors, scores_, keys);
+        fetch_results(low, rows, keys.start + key_tile);
+    }
+    multiply_values(low, rows, steps);
+}
+
 // All rows see the same keys, and nobody else's values are in the way.
-template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_direct(const KeyTile<S>& keys, Prefetcher& values_ahead, Prefetcher& keys_ahead) {
+template <class P, class T, class S>
+void AttentionBlock<P, T, S>::attend_direct(const KeyTile<S>& keys, Prefetcher& keys_ahead, Prefetcher& values_ahead) {
     const int64_t most = Isa::tile_rows, tiles = (rows_ + most - 1) / most;
-    score(keys, values_ahead);
+    const int vectors = int((keys.seen.high + lanes - 1) / lanes);
+    score(keys, keys_ahead);
     for (int64_t t = 0; t < tiles; ++t) {
         const int64_t low = rows_ * t / tiles, high = rows_ * (t + 1) / tiles;
-        weigh(low, int(high - low), scores_ + low * key_tile, keys);
+        weigh(low, int(high - low), vectors, scores_ + low * key_tile, keys);
         for (int64_t panel = 0; panel < panels_; ++panel) {
-            mix_values<P>(int(high - low), weights_, keys, panel * panel_columns, sums_.row_out(panel, low), keys_ahead);
+            mix_values<P>(int(high - low), weights_, keys, panel * panel_columns, sums_.row_out(panel, low), values_ahead);
         }
     }
 }
@@ -197,10 +268,10 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::begin_chunk(i
 }
 
 template <class P, class T, class S> void AttentionBlock<P, T, S>::attend_tile(const KeyTile<S>& keys, const KeyTile<S>& next) {
-    Prefetcher values_ahead(keys.value_runs, job_.v_cache ? keys.runs : 0), keys_ahead(next.key_runs, next.runs);
-    if (direct_) return attend_direct(keys, values_ahead, keys_ahead);
-    pack_keys<P>(keys, cache_.key_dim, key_steps_, keys_, values_ahead);
-    const bool finite = pack_values<P>(keys, keys.seen, cache_.value_dim, zeros_, values_, keys_ahead);
+    Prefetcher keys_ahead(next.key_runs, next.runs), values_ahead(next.value_runs, job_.v_cache ? next.runs : 0);
+    if (direct_) return attend_direct(keys, keys_ahead, values_ahead);
+    pack_keys<P>(keys, cache_.key_dim, key_steps_, keys_, keys_ahead);
+    const bool finite = pack_values<P>(keys, keys.seen, cache_.value_dim, zeros_, values_, values_ahead);
     while (position_[first_row_] < keys.start) ++first_row_;
     if (finite) attend(first_row_, rows_, keys);
     else attend_apart(first_row_, keys);
@@ -219,29 +290,37 @@ template <class P, class T, class S> void AttentionBlock<P, T, S>::fold_chunk(in
 template <class P, class T, class S> void AttentionBlock<P, T, S>::finish() {
     const SoftmaxSums& sums = span_.chunks() > 1 ? folded_ : sums_;
     for (int64_t row = 0; row < rows_; ++row) {
-        const int64_t flat = task_.first + row, token = job_.starts[task_.row] + flat / group_;
-        const int64_t head = task_.kv_head * group_ + flat % group_;
         float total = sum(load<Isa>(sums.total + row * lanes)), factor = 1.0f;
         if (job_.sinks) {
             // In double: a sink far above the scores would turn its rounding into a relative error of all.
-            const double sink = double(job_.sinks[head]) * 1.4426950408889634, peak = sums.peak[row] > sink ? sums.peak[row] : sink;
+            const double sink = double(job_.sinks[pair(row) % job_.heads]) * 1.4426950408889634;
+            const double peak = sums.peak[row] > sink ? sums.peak[row] : sink;
             factor = float(__builtin_exp2(sums.peak[row] - peak));
             total = total * factor + float(__builtin_exp2(sink - peak));
         }
         const Floats<Isa> normal = fill<Isa>(factor / total);
-        T* to = static_cast<T*>(job_.out) + (token * job_.heads + head) * cache_.value_dim;
-        if constexpr (P::k_per_step == 2) {
-            for (int64_t d = 0; direct_ && d < cache_.value_dim; d += 2 * lanes) {
-                float* pair = sums.row_out(d / panel_columns, row) + d % panel_columns;
-                Floats<Isa> low = load<Isa>(pair), high = load<Isa>(pair + lanes);
-                P::straighten(low, high);
-                store<Isa>(pair, low);
-                store<Isa>(pair + lanes, high);
-            }
+        T* to = result(row);
+        for (int64_t panel = 0; panel < panels_; ++panel, to += panel_columns) {
+            store_result(sums.row_out(panel, row), normal, cache_.value_dim - panel * panel_columns, to);
         }
-        for (int64_t d = 0; d < cache_.value_dim; d += lanes) {
-            const float* from = sums.row_out(d / panel_columns, row) + d % panel_columns;
-            store_upto<Isa>(to + d, load<Isa>(from) * normal, cache_.value_dim - d);
+    }
+}
+
+// One row's sums over a panel, the first `dims` of them.
+template <class P, class T, class S>
+INFERPLANE_INLINE void AttentionBlock<P, T, S>::store_result(const float* from, Floats<Isa> normal, int64_t dims, T* to) const {
+    Floats<Isa> v[panel_columns / lanes];
+    for (int j = 0; j < panel_columns / lanes; ++j) v[j] = load<Isa>(from + j * lanes) * normal;
+    if constexpr (P::k_per_step == 2) {
+        for (int j = 0; direct_ && j < panel_columns / lanes; j += 2) P::straighten(v[j], v[j + 1]);
+    }
+    for (int j = 0; j < panel_columns / lanes; ++j) {
+        const int64_t left = dims - j * lanes;
+        if (left >= lanes) {
+            if constexpr (P::k_per_step == 2) P::store_left(to + j * lanes, v[j]);
+            else store<Isa>(to + j * lanes, v[j]);
+        } else if (left > 0) {
+            store_first<Isa>(to + j * lanes, v[j], left);
         }
     }
 }
@@ -276,7 +355,7 @@ template <class P, class T, class S> void attend_task(const AttentionJob& job, c
     for (int64_t h = 0; h < task.heads; ++h) {
         blocks[h].carve_shared(base);
         blocks[h].carve_own(base + shared + h * own);
-        blocks[h].stage_queries();
+        blocks[h].begin();
     }
     for (int64_t chunk = span.first_chunk(); chunk < span.first_chunk() + span.chunks(); ++chunk) {
         if (one_part && chunk != task.chunk) continue;

@@ -58,8 +58,8 @@ void locate(const AttentionJob& job, const AttentionTask& task, int64_t start, K
     }
 }
 
-// Fetches what the next phase reads into the nearest cache, a few lines at a time and evenly: a burst would fill the
-// core's miss buffers and stall it, a pause would drain them. One phase ahead, since a head's blocks share cache sets.
+// Fetches the next tile into the nearest cache, keys with keys and values with values, a few lines at a time and evenly: a
+// burst would fill the core's miss buffers and stall it, a pause would drain them.
 template <class P> class Ahead {
   public:
     Ahead(const MemoryRun* runs, int count) : run_(runs), stop_(runs + count) {}

@@ -55,6 +55,20 @@ void pack_keys(const KeyTile<S>& keys, int64_t key_dim, int64_t steps, typename 
     }
 }
 
+// scores [rows, 64] = left right over the first `vectors` of four; part of a panel is one tile, not a tile per vector.
+template <class P, int rows = P::Isa::tile_rows>
+void multiply_some(int actual_rows, const typename P::Left* left, int64_t left_stride, const typename P::Right* right, int64_t steps,
+                   float* scores, int vectors) {
+    if constexpr (rows > 0) {
+        if (actual_rows != rows) return multiply_some<P, rows - 1>(actual_rows, left, left_stride, right, steps, scores, vectors);
+        if constexpr (P::Isa::tile_columns(rows) == 4) {
+            if (vectors == 3) return tile<P, rows, 3>(left, left_stride, right, steps, scores, false, {});
+            if (vectors == 2) return tile<P, rows, 2>(left, left_stride, right, steps, scores, false, {});
+        }
+        tile_columns<P, rows>(left, left_stride, right, steps, scores, vectors, false, {});
+    }
+}
+
 // Steps of a score that are summed up apart: one long chain of float32 sums would lose more than a naive evaluation may.
 template <class P> constexpr int64_t score_steps = P::k_per_step == 1 ? 128 : int64_t(1) << 40;
 

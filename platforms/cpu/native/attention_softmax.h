@@ -2,6 +2,7 @@
 //
 //   peak' = max(peak, scores)    w = 2^(scores - peak')    total = total 2^(peak - peak') + w    out = out 2^(peak - peak') + w V
 //
+// The peak moves only where a score passes it by more than 8: weights are then 256 at most, and sums are rarely rescaled.
 // Milakov and Gimelshein 2018; Dao et al. 2022. Each chunk of 1,024 keys begins anew and is folded into those before it
 // by the same rule, so that who computes a chunk, and when, changes no bit.
 #pragma once
@@ -13,12 +14,14 @@
 namespace inferplane {
 
 constexpr float log2_e = 1.44269504f;
+constexpr float peak_slack = 8;         // in log 2
+constexpr float nothing_seen = -1e38f;  // a row's first peak: finite, so that nothing less it is no NaN
 
 struct KeyRange { int64_t low, high; };  // keys of a tile, relative to its start
 
 template <class P> void clear(const SoftmaxSums& sums) {
     __builtin_memset(sums.out, 0, (sums.total - sums.out + sums.rows * lanes) * sizeof(float));
-    for (int64_t row = 0; row < sums.rows; ++row) sums.peak[row] = -__builtin_inff();
+    for (int64_t row = 0; row < sums.rows; ++row) sums.peak[row] = nothing_seen;
 }
 
 // How one query turns 64 products q k into scores and weights.
@@ -29,6 +32,12 @@ struct ScoreRule {
     const float *key_scale, *value_scale;  // [64] of codes, or null
     KeyRange seen;
 };
+
+template <class P> ScoreRule score_rule(const AttentionJob& job) {
+    const double exact = job.softcap > 0 ? job.scale / job.softcap : job.scale * 1.4426950408889634;
+    const float factor = float(exact);
+    return {factor, float(exact - factor), job.softcap, 0, 0, nullptr, nullptr, {0, 0}};
+}
 
 template <class Isa> INFERPLANE_INLINE void rescale(const SoftmaxSums& sums, int64_t row, float factor) {
     const Floats<Isa> f = fill<Isa>(factor);
@@ -41,19 +50,21 @@ template <class Isa> INFERPLANE_INLINE void rescale(const SoftmaxSums& sums, int
 
 template <class Isa> INFERPLANE_INLINE float power_between(float from, float to) {
     alignas(64) float factor[lanes];
-    store<Isa>(factor, exp2_nonpositive(fill<Isa>(from - to)));
+    store<Isa>(factor, exp2_small(fill<Isa>(from - to)));
     return factor[0];
 }
 
-// Everything in units of log 2, so that the exponential is one of base 2.
-template <class Isa, bool rough> INFERPLANE_INLINE Floats<Isa> score(Floats<Isa> product, const ScoreRule& rule, int j) {
-    if (rule.key_scale) product = product * load<Isa>(rule.key_scale + j * lanes);
+// The score plus `base`. Everything in units of log 2, so that the exponential is one of base 2.
+template <class Isa, bool rough, bool plain>
+INFERPLANE_INLINE Floats<Isa> above(Floats<Isa> product, const ScoreRule& rule, int j, Floats<Isa> base) {
+    if (plain && rough) return multiply_add(product, fill<Isa>(rule.factor), base);
+    if (!plain && rule.key_scale) product = product * load<Isa>(rule.key_scale + j * lanes);
     if constexpr (rough) product = product * fill<Isa>(rule.factor);
     else product = multiply_add(product, fill<Isa>(rule.factor), product * fill<Isa>(rule.rest));
-    if (rule.softcap > 0) product = tanh(product) * fill<Isa>(rule.softcap * log2_e);
-    if (rule.slope == 0) return product;
+    if (!plain && rule.softcap > 0) product = tanh(product) * fill<Isa>(rule.softcap * log2_e);
+    if (plain || rule.slope == 0) return product + base;
     const Floats<Isa> key = from_integers(lane_index<Isa>()) + fill<Isa>(float(j * lanes) + rule.distance);
-    return multiply_add(key, fill<Isa>(rule.slope * log2_e), product);
+    return multiply_add(key, fill<Isa>(rule.slope * log2_e), product) + base;
 }
 
 template <class Isa> INFERPLANE_INLINE Floats<Isa> only(Floats<Isa> values, KeyRange range, int j, float otherwise) {
@@ -61,30 +72,36 @@ template <class Isa> INFERPLANE_INLINE Floats<Isa> only(Floats<Isa> values, KeyR
     return where_less(key, fill<Isa>(float(range.high)), where_less(key, fill<Isa>(float(range.low)), none, values), none);
 }
 
-// products [64] of row `row` -> weights [64], 0 for keys that it does not see; sums.total and sums.out follow the peak.
-template <class P, bool rough>
-void softmax(const SoftmaxSums& sums, int64_t row, const ScoreRule& rule, const float* products, typename P::Left* weights) {
+// products [16 * vectors] of row `row` -> weights, 0 for keys that it does not see; sums.total and sums.out follow the peak.
+// partial: the mask guards the diagonal, the window, the row's end. It sees no keys beyond those of `vectors`.
+template <class P, bool rough, bool plain, bool partial, int vectors>
+INFERPLANE_INLINE void softmax(const SoftmaxSums& sums, int64_t row, const ScoreRule& rule, const float* products,
+                               typename P::Left* weights) {
     using Isa = typename P::Isa;
-    constexpr int vectors = key_tile / lanes;
-    const bool partial = rule.seen.low > 0 || rule.seen.high < key_tile;  // the mask guards the diagonal, the window, the row's end
-    Floats<Isa> s[vectors];
-    for (int j = 0; j < vectors; ++j) s[j] = score<Isa, rough>(load<Isa>(products + j * lanes), rule, j);
-    if (partial) {
-        for (int j = 0; j < vectors; ++j) s[j] = only(s[j], rule.seen, j, -__builtin_inff());
+    Floats<Isa> s[vectors], best;
+    const auto measure = [&] {  // from the peak
+        const Floats<Isa> base = fill<Isa>(-sums.peak[row]);
+        best = fill<Isa>(-__builtin_inff());
+        for (int j = 0; j < vectors; ++j) {
+            s[j] = above<Isa, rough, plain>(load<Isa>(products + j * lanes), rule, j, base);
+            if (partial) s[j] = only(s[j], rule.seen, j, -__builtin_inff());
+            best = larger(s[j], best);
+        }
+    };
+    measure();
+    if (__builtin_expect(Isa::any_above(best, peak_slack), 0)) {
+        const float old = sums.peak[row];
+        sums.peak[row] = 0;
+        measure();
+        sums.peak[row] = maximum(best);
+        if (old > nothing_seen) rescale<Isa>(sums, row, power_between<Isa>(old, sums.peak[row]));
+        measure();
     }
-    const Floats<Isa> best = larger(larger(fill<Isa>(-__builtin_inff()), s[0]), larger(s[1], larger(s[2], s[3])));
-    const float highest = maximum(best), old = sums.peak[row], peak = highest > old ? highest : old;
-    if (peak > old) {
-        sums.peak[row] = peak;
-        if (old > -__builtin_inff()) rescale<Isa>(sums, row, power_between<Isa>(old, peak));
-    }
-    // A row that has seen nothing yet has the peak -infinity: its weights are 2^-infinity, not NaN.
-    const Floats<Isa> base = fill<Isa>(peak > -__builtin_inff() ? peak : 0.0f);
     Floats<Isa> total = load<Isa>(sums.total + row * lanes);
     for (int j = 0; j < vectors; ++j) {
-        Floats<Isa> w = exp2_nonpositive<Isa, rough>(s[j] - base);
+        Floats<Isa> w = exp2_small<Isa, rough>(s[j]);
         total = total + w;
-        if (rule.value_scale) {
+        if (!plain && rule.value_scale) {
             w = w * load<Isa>(rule.value_scale + j * lanes);
             if (partial) w = only(w, rule.seen, j, 0.0f);  // another query's NaN scale
         }
@@ -97,9 +114,8 @@ void softmax(const SoftmaxSums& sums, int64_t row, const ScoreRule& rule, const 
 template <class P> void fold(const SoftmaxSums& into, const SoftmaxSums& next, int64_t row) {
     using Isa = typename P::Isa;
     const float old = into.peak[row], other = next.peak[row], peak = other > old ? other : old;
-    const float base = peak > -__builtin_inff() ? peak : 0.0f;
-    rescale<Isa>(into, row, power_between<Isa>(old, base));
-    const Floats<Isa> f = fill<Isa>(power_between<Isa>(other, base));
+    rescale<Isa>(into, row, power_between<Isa>(old, peak));
+    const Floats<Isa> f = fill<Isa>(power_between<Isa>(other, peak));
     into.peak[row] = peak;
     const auto add = [&](float* to, const float* from) { store<Isa>(to, multiply_add(load<Isa>(from), f, load<Isa>(to))); };
     add(into.total + row * lanes, next.total + row * lanes);

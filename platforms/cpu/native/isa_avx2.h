@@ -28,6 +28,8 @@ struct Avx2 {
         return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
     }
 
+    static INFERPLANE_INLINE bool any_above(Floats<Avx2> a, float limit) { return maximum(a) > limit; }
+
     static INFERPLANE_INLINE Words<Avx2> widen(const uint16_t* from) {
         Words<Avx2> v;
         for (int i = 0; i < 2; ++i) {

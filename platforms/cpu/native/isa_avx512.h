@@ -29,6 +29,10 @@ struct Avx512 {
         return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
     }
 
+    template <class Isa> static INFERPLANE_INLINE bool any_above(Floats<Isa> a, float limit) {
+        return _mm512_cmp_ps_mask(__m512(a.part[0]), _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
+    }
+
     static INFERPLANE_INLINE Words<Avx512> widen(const uint16_t* from) {
         return {{u32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))))}};
     }

@@ -24,6 +24,8 @@ struct Neon {
         return vmaxnmvq_f32(max(max(a.part[0], a.part[1]), max(a.part[2], a.part[3])));
     }
 
+    static INFERPLANE_INLINE bool any_above(Floats<Neon> a, float limit) { return maximum(a) > limit; }
+
     static INFERPLANE_INLINE Words<Neon> widen(const uint16_t* from) {
         Words<Neon> v;
         for (int i = 0; i < parts; ++i) v.part[i] = u32(vmovl_u16(vld1_u16(from + 4 * i)));

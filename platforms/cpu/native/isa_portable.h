@@ -40,6 +40,8 @@ struct Portable {
         return best;
     }
 
+    static INFERPLANE_INLINE bool any_above(Floats<Portable> a, float limit) { return maximum(a) > limit; }
+
     static INFERPLANE_INLINE Words<Portable> widen(const uint16_t* from) {
         Words<Portable> v;
         for (int i = 0; i < lanes; ++i) v.part[i / 4][i % 4] = from[i];

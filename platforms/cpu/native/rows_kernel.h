@@ -100,19 +100,22 @@ template <class Isa, class T> void rope_tokens(const RopeJob& job, int64_t first
     }
 }
 
-// x / (1 + e^-exponent), with e^-|exponent| so that nothing overflows and the tail keeps its digits.
-template <class Isa> INFERPLANE_INLINE Floats<Isa> sigmoid_times(Floats<Isa> x, Floats<Isa> exponent) {
-    const Floats<Isa> zero = fill<Isa>(0.0f), one = fill<Isa>(1.0f);
-    const Floats<Isa> small = exp(zero - absolute(exponent));
+// x / (1 + e^-exponent), with e^-|exponent| so that nothing overflows and the tail keeps its digits. rough: for results of
+// 16 bits, to 1e-5, on processors whose powers of two keep subnormals.
+template <class Isa, bool rough> INFERPLANE_INLINE Floats<Isa> sigmoid_times(Floats<Isa> x, Floats<Isa> exponent) {
+    const Floats<Isa> zero = fill<Isa>(0.0f), one = fill<Isa>(1.0f), below = zero - absolute(exponent);
+    Floats<Isa> small;
+    if constexpr (rough && Isa::scales_by_powers) small = exp2_small<Isa, true>(below * fill<Isa>(1.44269504f));
+    else small = exp(below);
     return x * where_less(exponent, zero, small, one) / (one + small);
 }
 
-template <class Isa, Activation kind> INFERPLANE_INLINE Floats<Isa> activate(Floats<Isa> x) {
-    if constexpr (kind == Activation::silu) return sigmoid_times(x, x);
+template <class Isa, Activation kind, bool rough = false> INFERPLANE_INLINE Floats<Isa> activate(Floats<Isa> x) {
+    if constexpr (kind == Activation::silu) return sigmoid_times<Isa, rough>(x, x);
     if constexpr (kind == Activation::gelu) return x * fill<Isa>(0.5f) * erfc(x * fill<Isa>(-0.70710678118f));
     // 0.5 (1 + tanh u) is the sigmoid of 2u, without cancellation; u = sqrt(2 / pi) (x + 0.044715 x^3).
     if constexpr (kind == Activation::gelu_tanh) {
-        return sigmoid_times(x, x * multiply_add(x * x, fill<Isa>(0.0713548163f), fill<Isa>(1.59576912f)));
+        return sigmoid_times<Isa, rough>(x, x * multiply_add(x * x, fill<Isa>(0.0713548163f), fill<Isa>(1.59576912f)));
     }
     if constexpr (kind == Activation::relu) return where_less(x, fill<Isa>(0.0f), fill<Isa>(0.0f), x);
     if constexpr (kind == Activation::tanh) return tanh(x);
@@ -122,7 +125,7 @@ template <class Isa, class T, Activation kind> void activation_range(const Activ
     const T *gate = static_cast<const T*>(job.gate), *up = static_cast<const T*>(job.up);
     T* out = static_cast<T*>(job.out);
     for (int64_t i = first; i < last; i += lanes) {
-        Floats<Isa> v = activate<Isa, kind>(load_upto<Isa>(gate + i, last - i));
+        Floats<Isa> v = activate<Isa, kind, sizeof(T) == 2>(load_upto<Isa>(gate + i, last - i));
         if (up) v = v * load_upto<Isa>(up + i, last - i);
         store_upto<Isa>(out + i, v, last - i);
     }

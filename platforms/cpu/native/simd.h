@@ -123,10 +123,9 @@ template <class Isa> INFERPLANE_INLINE Floats<Isa> from_integers(Words<Isa> a) {
 template <class Isa> INFERPLANE_INLINE float sum(Floats<Isa> a) {
     alignas(64) float x[lanes];
     std::memcpy(x, &a, sizeof x);
-    for (int width = lanes / 2; width; width /= 2) {
-        for (int i = 0; i < width; ++i) x[i] += x[i + width];
-    }
-    return x[0];
+    for (int i = 0; i < 8; ++i) x[i] += x[i + 8];
+    for (int i = 0; i < 4; ++i) x[i] += x[i + 4];
+    return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
 template <class Isa> INFERPLANE_INLINE float maximum(Floats<Isa> a) { return Isa::maximum(a); }

@@ -20,8 +20,8 @@ INFERPLANE_INLINE Floats<Isa> polynomial(Floats<Isa> x, const float (&coefficien
     return y;
 }
 
-// 2^x for x <= 0, as the softmax needs it: exactly 0 far down, exactly 1 at 0. Error 1.9e-9, or 2.8e-6 where `rough`.
-template <class Isa, bool rough = false> INFERPLANE_INLINE Floats<Isa> exp2_nonpositive(Floats<Isa> x) {
+// 2^x for x <= 127, as the softmax needs it: exactly 0 far down, exactly 1 at 0. Error 1.9e-9, or 2.8e-6 where `rough`.
+template <class Isa, bool rough = false> INFERPLANE_INLINE Floats<Isa> exp2_small(Floats<Isa> x) {
     static constexpr float fine[] = {1.0f, 0.693147206f, 0.240226469f, 0.0555032878f, 0.00961848896f, 0.00133999312f, 0.00015345812f};
     static constexpr float few[] = {1.0f, 0.693124175f, 0.240240991f, 0.0559064262f, 0.00958285294f};
     if constexpr (Isa::scales_by_powers) {
