@@ -15,7 +15,8 @@ namespace inferplane {
 
 constexpr int64_t k_per_word = 4;  // codes of one output in a 32-bit word
 constexpr int64_t slab_of_codes = 258;  // rows of codes staged at once: they stay in the L3 cache, and their sums of one panel in L2
-constexpr int64_t piece_of_codes = 512, piece_of_floats = 128;  // most k that are summed before they are scaled: they stay in L1
+constexpr int64_t piece_of_codes = 512, piece_of_floats = 128;  // most k that are summed before they are scaled
+constexpr int64_t block_of_codes = 512 * 8;  // bits of one output: those of a panel stay in the L1 cache
 
 struct QuantizedLayout {
     int64_t inputs, group;  // group: k that share a scale; 0: all of them
@@ -44,6 +45,18 @@ struct RowsOfTile {
     int64_t first, rows;
 };
 
+// A slab's rows in tiles as even as they can be, the larger ones first.
+struct RowTiles {
+    int64_t count, least, larger;
+
+    RowTiles(int64_t rows, int64_t most) : count((rows + most - 1) / most), least(rows / count), larger(rows % count) {}
+    RowsOfTile at(int64_t tile) const { return {tile * least + (tile < larger ? tile : larger), least + (tile < larger ? 1 : 0)}; }
+    RowsOfTile of_row(int64_t row) const {
+        const int64_t in_larger = larger * (least + 1);
+        return at(row < in_larger ? row / (least + 1) : larger + (row - in_larger) / least);
+    }
+};
+
 // packed, outs and biases as in linear; x is quantized to int8 while it is staged, or multiplied as it is.
 struct QuantizedJob : LinearJob {
     QuantizedLayout layout;
@@ -57,16 +70,7 @@ struct QuantizedJob : LinearJob {
     int64_t block_bytes() const { return round_up(block_steps * k_per_word, cache_line_bytes); }  // of a row's codes
     int64_t block_pieces() const { return block_steps / piece_steps; }
 
-    RowsOfTile tile_of(int64_t row) const {
-        const int64_t tiles = (slab + tile_rows - 1) / tile_rows, tile = ((row + 1) * tiles - 1) / slab, first = slab * tile / tiles;
-        return {first, slab * (tile + 1) / tiles - first};
-    }
-    const int8_t* codes_at(const RowsOfTile& tile, int64_t step) const {  // the first of a block
-        return static_cast<const int8_t*>(left) + (step / block_steps * slab + tile.first) * block_bytes();
-    }
-    int64_t piece_at(const RowsOfTile& tile, int64_t piece) const {
-        return (piece / block_pieces() * slab + tile.first) * block_pieces() + piece % block_pieces() * tile.rows;
-    }
+    RowTiles tiles() const { return {slab, tile_rows}; }
 };
 
 // Rows first_row .. of the packed matrix: codes [rows, inputs], scales and zeros [rows, groups]; zeros may be null.

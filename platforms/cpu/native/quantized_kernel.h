@@ -26,27 +26,30 @@ template <class Isa> void scale_sums(const QuantizedLayout& layout, const char* 
 // stay, and leave with those of the up behind it, which finds them in `gates`.
 template <class D, class T> void codes_panel(const QuantizedJob& job, int64_t panel, bool last_panel, float* sums, const float* gates) {
     using Isa = typename D::Isa;
-    constexpr int most = D::tile_rows;
     const QuantizedLayout& layout = job.layout;
-    const int64_t steps = layout.steps(), group_steps = layout.group_steps(), rows = job.slab, tiles = (rows + most - 1) / most;
-    const int64_t least = rows / tiles, larger = rows % tiles;
-    const int64_t passes = (tiles - larger) * passes_of<D>(int(least)) + larger * passes_of<D>(int(least + 1));
+    const RowTiles tiles = job.tiles();
+    const int64_t steps = layout.steps(), group_steps = layout.group_steps(), header_bytes = layout.header_bytes();
+    const int64_t block_bytes = job.block_bytes(), block_pieces = job.block_pieces();
+    const int64_t passes = (tiles.count - tiles.larger) * passes_of<D>(int(tiles.least)) + tiles.larger * passes_of<D>(int(tiles.least + 1));
     const bool scaled = layout.groups() > 1;
     const char* const stream = static_cast<const char*>(job.packed) + panel * layout.panel_bytes();
     const auto codes_at = [&](int64_t step) {
-        return stream + step / group_steps * layout.group_bytes() + layout.header_bytes() + step % group_steps * layout.step_bytes();
+        return stream + step / group_steps * layout.group_bytes() + header_bytes + step % group_steps * layout.step_bytes();
     };
-    for (int64_t step = 0; step < steps; step += job.block_steps) {
+    const int8_t* left = static_cast<const int8_t*>(job.left);
+    const PieceOfRow* pieces = job.pieces;
+    for (int64_t step = 0; step < steps; step += job.block_steps, left += job.slab * block_bytes, pieces += job.slab * block_pieces) {
         const int64_t block = steps - step < job.block_steps ? steps - step : job.block_steps;
         const char* const codes = codes_at(step);
         // The block after this one follows in memory, be it of this panel or of the next.
         const char* const next = step + block < steps ? codes_at(step + block) : stream + layout.panel_bytes();
         const int64_t lines = (next - codes + 63) / 64, fetches = block / prefetch_steps * passes;
         FetchAhead ahead{next, last_panel && step + block == steps ? next : next + lines * 64, int((lines + fetches) / (fetches + 1))};
-        for (int64_t t = 0; t < tiles; ++t) {
-            const RowsOfTile tile{rows * t / tiles, rows * (t + 1) / tiles - rows * t / tiles};
-            const QuantizedTile work{&layout, codes, step % group_steps, block, job.piece_steps, job.codes_at(tile, step),
-                                     &job.pieces[job.piece_at(tile, step / job.piece_steps)], sums + tile.first * panel_columns, step > 0};
+        const int64_t in_group = step % group_steps;
+        for (int64_t t = 0; t < tiles.count; ++t) {
+            const RowsOfTile tile = tiles.at(t);
+            const QuantizedTile work{&layout, scaled, codes, in_group, group_steps, header_bytes, block, job.piece_steps, left + tile.first * block_bytes,
+                                     pieces + tile.first * block_pieces, sums + tile.first * panel_columns, step > 0};
             if (layout.bits == 8) codes_rows<D, 8>(int(tile.rows), work, ahead);
             else codes_rows<D, 4>(int(tile.rows), work, ahead);
             if (step + block < steps) continue;

@@ -78,28 +78,33 @@ template <class Isa, class T> void stage_codes(const QuantizedJob& job, int64_t 
     static thread_local Scratch scratch;
     constexpr float limit = 127.0f;
     const int64_t inputs = job.inputs, piece = job.piece_steps * k_per_word, group = job.activation_group ? job.activation_group : inputs;
+    const int64_t block_pieces = job.block_pieces();
+    const RowTiles tiles = job.tiles();
     const int32_t offset = job.layout.zeros ? 1 : job.layout.offset();
     const int32_t even = -offset * (job.layout.bits == 4 && !job.layout.zeros ? 17 : 1), odd = -offset * (job.layout.bits == 4 && !job.layout.zeros ? 16 : 1);
     int8_t* const codes = scratch.get<int8_t>(round_up(inputs, cache_line_bytes) + cache_line_bytes);
     for (int64_t row = first; row < last; ++row) {
         const T* x = static_cast<const T*>(job.x) + (job.first_row + row) * inputs;
-        const RowsOfTile tile = job.tile_of(row);
-        int64_t index = 0;
+        const RowsOfTile tile = tiles.of_row(row);
+        PieceOfRow* made = job.pieces + tile.first * block_pieces + row - tile.first;
+        int64_t in_block = 0;
         for (int64_t start = 0; start < inputs; start += group) {
             const int64_t stop = inputs - start < group ? inputs : start + group;
             const float most = largest_magnitude<Isa>(x + start, stop - start);
             const bool finite = most < __builtin_inff();
             const float inverse = most > 0 && limit / most < __builtin_inff() ? limit / most : 0.0f;
-            for (int64_t k = start; k < stop; k += piece, ++index) {
+            for (int64_t k = start; k < stop; k += piece) {
                 const int64_t count = stop - k < piece ? stop - k : piece;
-                PieceOfRow& made = job.pieces[job.piece_at(tile, index) + row - tile.first];
                 if (finite) {
                     const int32_t total = stage_piece<Isa>(x + k, count, inverse, codes + k);
-                    made = {most / limit, {even * total, odd * total}};
+                    *made = {most / limit, {even * total, odd * total}};
                 } else {
                     std::memset(codes + k, 0, round_up(count, k_per_word));
-                    made = {__builtin_nanf(""), {0, 0}};
+                    *made = {__builtin_nanf(""), {0, 0}};
                 }
+                // The next of this block, or the first of the next block.
+                if (++in_block < block_pieces) made += tile.rows;
+                else made += job.slab * block_pieces - (in_block - 1) * tile.rows, in_block = 0;
             }
         }
         place_codes(job, tile, row, codes);

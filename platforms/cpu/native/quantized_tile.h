@@ -49,8 +49,9 @@ template <class Isa> INFERPLANE_INLINE Words<Isa> zeros_of_sums(const QuantizedL
 // Pieces of a panel, and the rows that meet them.
 struct QuantizedTile {
     const QuantizedLayout* layout;
+    bool scaled;        // or outputs are scaled at the end
     const char* codes;  // of the first piece
-    int64_t in_group;   // steps of its group that lie before the first piece
+    int64_t in_group, group_steps, header_bytes;  // steps of its group that lie before the first piece
     int64_t steps, piece_steps;
     const int8_t* left;        // [steps / 16][rows][64], from the first piece's k
     const PieceOfRow* pieces;  // [pieces][rows]
@@ -126,15 +127,13 @@ __attribute__((noinline)) const char* codes_tile(const QuantizedTile& whole, int
     using Isa = typename D::Isa;
     const QuantizedTile t = whole;  // a copy, which no store can alias
     const QuantizedLayout& layout = *t.layout;
-    const int64_t group_steps = layout.group_steps(), header_bytes = layout.header_bytes();
     constexpr int64_t step_bytes = bits * 32, line_steps = cache_line_bytes / k_per_word;
     float* const out = t.sums + lanes * column;
     const char* codes = t.codes + bits * 8 * column;
-    const char* header = t.codes - t.in_group * step_bytes - header_bytes;
+    const char* header = t.codes - t.in_group * step_bytes - t.header_bytes;
     const int8_t* left = t.left;
     const PieceOfRow* piece = t.pieces;
-    const bool scaled = layout.groups() > 1;  // or outputs are scaled at the end
-    int64_t group_left = layout.group_steps() - t.in_group, line_left = line_steps;
+    int64_t group_left = t.group_steps - t.in_group, line_left = line_steps;
     Floats<Isa> sums[rows][columns];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
@@ -168,16 +167,16 @@ __attribute__((noinline)) const char* codes_tile(const QuantizedTile& whole, int
             }
         }
         Floats<Isa> scales[columns];
-        if (scaled) {
+        if (t.scaled) {
 #pragma GCC unroll 8
             for (int j = 0; j < columns; ++j) scales[j] = scales_of_sums<Isa>(layout, header, column + j);
         }
-        finish_piece<Isa, bits>(piece, scaled ? scales : nullptr, acc, sums);
+        finish_piece<Isa, bits>(piece, t.scaled ? scales : nullptr, acc, sums);
         group_left -= steps;
         if (group_left == 0) {
-            group_left = group_steps;
+            group_left = t.group_steps;
             header = codes - bits * 8 * column;
-            codes += header_bytes;
+            codes += t.header_bytes;
         }
     }
 #pragma GCC unroll 8
