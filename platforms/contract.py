@@ -4,11 +4,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..ops import BatchShape, Kernel, Packed, StateGroup
+from ..errors import ConfigError
+from ..ops import BatchShape, Kernel, Packed, Spec, StateGroup
 
 CONTRACT = (1, 0)
 """major: refuses to load on a mismatch. minor: optional members were added."""
@@ -166,6 +168,15 @@ class Platform(ABC):
     def measure_limits(self) -> Mapping[str, float]:
         """What the device can do at best, measured now: read_bytes_per_second, float32_flops, int8_ops, ... Optional."""
         return {}
+
+    def tune_kernels(
+        self, work: Sequence[tuple[Spec, int]], output: Path | None, tell: Callable[[str], None],
+    ) -> tuple[Sequence[Mapping[str, Any]], Path]:
+        """Measure launch configurations for specs, each with a number of tokens, and write the best: (entries, the file). Optional.
+
+        tell(line): once for each spec. Raises `ConfigError` where there is nothing to tune, or no device to measure on.
+        """
+        raise ConfigError(f"platform {self.name} looks up no launch configurations, so there is nothing to tune; use cuda or rocm")
 
     def close(self) -> None:
         """Release threads and device memory. Optional."""

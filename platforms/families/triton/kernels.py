@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....ops import Kernel
-from . import attention, cells, rows, sample
+from . import attention, cells, experts, linear, quantized, rows, sample
 from .device import Device
 
 
@@ -17,5 +17,8 @@ def triton_kernels(device: Device) -> Sequence[Kernel]:
         *attention.kernels(device),
         *rows.kernels(device),
         *cells.kernels(device),
+        *linear.kernels(device),
+        *quantized.kernels(device),
+        *experts.kernels(device),
         *sample.kernels(device),
     ]

@@ -5,15 +5,15 @@ torch and triton are imported inside the methods: a subclass is loaded, and its 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ....errors import ConfigError
-from ....ops import BatchShape, Kernel, StateGroup
+from ....ops import BatchShape, Kernel, Spec, StateGroup
 from ...contract import Availability, Buckets, Capabilities, Memory, Options, Step
 from ..supports import SCHEMES
 from ..torch import TorchPlatform
@@ -117,6 +117,17 @@ class TritonPlatform(TorchPlatform):
         if self.graphs is None or shape.longest_query > 1 or shape.edits or shape.logprobs >= 0:
             return eager
         return self.graphs.captured(eager)
+
+    def tune_kernels(
+        self, work: Sequence[tuple[Spec, int]], output: Path | None, tell: Callable[[str], None],
+    ) -> tuple[Sequence[Mapping[str, Any]], Path]:
+        if self.interpreted:
+            raise ConfigError(f"platform {self.name}:{INTERPRETED} runs kernels under an interpreter, whose speed is not the chip's. "
+                              f"Run this with --platform {self.name} on a machine that has the GPU.")
+        from .tune import save, tune
+
+        found = tune(self.runs_on, work, tell)
+        return [asdict(one) for one in found], save(found, output)
 
     def memory(self) -> Memory:
         """What torch's allocator holds without using it counts as free."""
