@@ -1,6 +1,7 @@
 """The processes of a model on several devices: one engine for a person, and an end for all of them whatever happens to one."""
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from inferplane import LLM, SamplingParams
+from inferplane.cli import main
 from inferplane.core.transfer import export_prefix, import_prefix
 from inferplane.errors import ConfigError, EngineError, InferplaneError
 
@@ -164,6 +166,14 @@ def test_what_cannot_be_is_refused_before_a_process_is_started(settings: dict[st
     with pytest.raises(ConfigError, match=told):
         engine(**settings)
     assert workers(os.getpid()) == []
+
+
+def test_the_table_of_kernels_says_what_devices_exchange(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["platforms", "--json", "--platform", "torch-cpu", "--model", "tiny", "--dtype", "float32", "--tensor-parallel", "2"]
+    assert main(command) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {row["devices"] for row in told["kernels"]} == {"", "sum over 2", "gather over 2"}
+    assert {row["name"]: bool(row["parallel"]) for row in told["platforms"]}.items() >= {"torch-cpu": True, "cpu": False}.items()
 
 
 # A process of its own, as a person starts it
