@@ -56,14 +56,14 @@ def _tables(rows: list[Registered], choices: list[dict[str, Any]] | None, model:
     console = Console()
     with console.capture() as captured:
         title = "Platforms, in the order in which auto looks"
-        table = Table("platform", "usable", "why", "what to do", title=title, title_justify="left")
+        table = Table("platform", "usable", "why", "what to do", "several devices", title=title, title_justify="left")
         for row in rows:
-            table.add_row(row.name, "yes" if row.usable else "no", row.reason, row.remedy)
+            table.add_row(row.name, "yes" if row.usable else "no", row.reason, row.remedy, row.parallel or "no")
         console.print(table, markup=False)
         if choices is not None:
-            table = Table("op", "spec", "kernel", "calls", "passed over", title=f"Kernels for {model}", title_justify="left")
+            table = Table("op", "spec", "kernel", "calls", "devices", "passed over", title=f"Kernels for {model}", title_justify="left")
             for choice in choices:
                 passed = "\n".join(f"{name}: {reason}" for name, reason in choice["passed"].items())
-                table.add_row(choice["op"], choice["spec"], choice["kernel"], str(choice["calls"]), passed)
+                table.add_row(choice["op"], choice["spec"], choice["kernel"], str(choice["calls"]), choice["devices"], passed)
             console.print(table, markup=False)
     return captured.get()

@@ -19,6 +19,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hugging Face name")
     group.add_argument("--tokenizer", metavar="T", help="a folder or name, where it is not the model's own")
     group.add_argument("--platform", metavar="P", help="a platform, with options after a colon (cuda:1), or auto")
+    group.add_argument("--tensor-parallel", type=int, metavar="N", help="devices that share the model, one process each")
     group.add_argument("--dtype", metavar="D", help="auto, float32, bfloat16, float16 or float64")
     group.add_argument("--quantization", metavar="Q", help="int8 or int4: quantize the linears while loading (or a scheme: int4:g64)")
     group.add_argument("--packed-cache", action="store_const", const=True, help="keep packed weights on disk for the next start")
@@ -37,9 +38,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 ENGINE = (
-    "model", "revision", "tokenizer", "platform", "dtype", "quantization", "packed_cache", "max_model_len", "max_num_seqs",
-    "max_num_batched_tokens", "block_size", "kv_cache_memory_gb", "kv_cache_dtype", "enable_prefix_caching", "threads",
-    "deterministic", "config",
+    "model", "revision", "tokenizer", "platform", "tensor_parallel", "dtype", "quantization", "packed_cache", "max_model_len",
+    "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_gb", "kv_cache_dtype", "enable_prefix_caching",
+    "threads", "deterministic", "config",
 )
 
 
@@ -84,22 +85,25 @@ def sampling(args: argparse.Namespace, llm: LLM, prompt_tokens: int) -> Sampling
 
 
 def resolution(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The table of kernels, as plain data; no weight is read."""
+    """The table of kernels, as plain data; no weight is read. Of a model on several devices: one device's."""
     from ..core.config import EngineConfig
     from ..core.env import Environment
     from ..core.loader import plan_model
-    from ..core.start import load_options, open_platform, open_source
+    from ..core.start import load_options, open_platform, open_source, shared
     from ..platforms.registry import kernel_packs
 
     config = EngineConfig.resolve(names(args), Environment.read())
     platform = open_platform(config)
     try:
-        _, table = plan_model(open_source(config), platform, load_options(config), kernel_packs(platform.name))
+        world = shared(platform, config.execution.tensor_parallel)
+        _, table = plan_model(open_source(config), platform, load_options(config), kernel_packs(platform.name), world)
     finally:
         platform.close()
     return [
-        {"op": one.spec.op, "spec": str(one.spec), "kernel": one.name, "calls": one.calls, "passed": dict(one.passed)}
-        for one in table
+        {
+            "op": one.spec.op, "spec": str(one.local), "kernel": one.name, "calls": one.calls, "passed": dict(one.passed),
+            "devices": "" if one.joining is None else f"{one.joining} over {world.size}",
+        } for one in table
     ]
 
 

@@ -78,7 +78,7 @@ PLAIN: dict[str, Callable[[str], Spec]] = {
 ODD: dict[str, tuple[dict[str, Any], ...]] = {
     "embedding": ({"vocab": Dim(1)}, {"vocab": Dim(HUGE)}, {"size": 1}),
     "linear": (
-        {"bias": True}, {"outputs": (Dim(1), Dim(HUGE), Dim(3))}, {"input": Dim(1)}, {"reduce": True}, {"scheme": ODD_SCHEME},
+        {"bias": True}, {"outputs": (Dim(1), Dim(HUGE), Dim(3))}, {"input": Dim(1)}, {"scheme": ODD_SCHEME},
         *({"out_dtype": dtype} for dtype in DTYPES),
     ),
     "take_rows": ({"size": 1}, {"size": HUGE}),

@@ -14,7 +14,7 @@ from ..core.scheduler.plan import RowPlan
 from ..errors import ResolutionError
 from ..model_zoo.base import UNQUANTIZED
 from ..ops import DTYPES, KernelPack, WeightTable
-from ..platforms.contract import Platform
+from ..platforms.contract import Collectives, Platform, World
 from .case import Unsupported
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class RandomSource:
 
 def greedy(loaded: Loaded, prompt: Sequence[int], steps: int) -> Array:
     """[steps] token ids. Each step is submitted before the one before it was waited for: the device hands its token on."""
-    platform, groups = loaded.platform, loaded.model.states
+    platform, groups = loaded.platform, loaded.states
     total = len(prompt) + steps
     tables = tuple(np.arange(1, 1 + -(-total // group.block_tokens), dtype=np.int32) for group in groups)
     state = platform.allocate(groups, [len(table) + 1 for table in tables], slots=1)
@@ -77,6 +77,7 @@ def greedy(loaded: Loaded, prompt: Sequence[int], steps: int) -> Array:
 def load_on(
     rig: Rig, source: RandomSource, *, platform: Platform | None = None, dtype: str = "float32", length: int = CONTEXT,
     block_tokens: int | None = None, deterministic: bool = False, quantization: str | None = None,
+    world: World | None = None, collectives: Collectives | None = None,
 ) -> Loaded:
     """The model on the rig's platform (or on another like it), with the rig's kernels, for sequences of `length` tokens.
 
@@ -91,6 +92,6 @@ def load_on(
     own = {(kernel.op, kernel.name) for kernel in platform.kernels()}
     added = [kernel for kernel in rig.kernels if (kernel.op, kernel.name) not in own]
     try:
-        return load(source, platform, options, [KernelPack(platform.name, added)])
+        return load(source, platform, options, [KernelPack(platform.name, added)], world=world, collectives=collectives)
     except ResolutionError as reason:
         raise Unsupported(str(reason)) from None

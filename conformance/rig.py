@@ -38,10 +38,14 @@ class Answer:
 class Rig:
     """One platform. Kernels of installed packs come first, as in serving."""
 
-    def __init__(self, platform: Platform, oracle: Oracle | None = None, reopen: Callable[[], Platform] | None = None) -> None:
-        """reopen: another platform like this one (default: of its class, without options)."""
+    def __init__(
+        self, platform: Platform, oracle: Oracle | None = None, reopen: Callable[[], Platform] | None = None,
+        device: Callable[[int], Platform] | None = None,
+    ) -> None:
+        """reopen: another platform like this one (default: of its class, without options). device: the one of a rank."""
         self.platform = platform
         self.reopen = reopen or (lambda: type(platform)(Options()))
+        self.device = device or (lambda rank: self.reopen())
         self.oracle = oracle or Oracle()
         packs = registry.kernel_packs(platform.name)
         self.kernels = [kernel for pack in packs for kernel in pack.kernels] + list(platform.kernels())

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -61,7 +60,8 @@ def run_here(rig: Rig, cases: Sequence[Case], excuses: dict[str, Excuse], *, tod
 
 
 def open_rig(platform: str) -> Rig:
-    return Rig(registry.named(platform), Oracle(Environment.read().cache / "conformance"), partial(registry.named, platform))
+    found = registry.find(platform)
+    return Rig(found.open(), Oracle(Environment.read().cache / "conformance"), found.open, found.open)
 
 
 def grade_of(rig: Rig) -> str:

@@ -55,12 +55,15 @@ class Watched:
     """A runner that counts what it was handed, and fails steps on demand: in `submit`, or when their result is asked for."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner, self.loaded, self.platform, self.state = runner, runner.loaded, runner.platform, runner.state
+        self.runner = runner
         self.poison: int | None = None
         """Steps that compute this token fail."""
         self.at_once = False
         self.split_rows = self.pending_rows = 0
         """Rows with a part of their prompt; rows whose token the device had yet to draw."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runner, name)
 
     def submit(self, plan: Any, drawn: Any) -> Any:
         self.pending_rows += sum(row.pending for row in plan.rows)

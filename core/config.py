@@ -94,9 +94,11 @@ class ExecutionConfig:
 
     platform: a name with options after a colon, or "auto". threads: of a CPU. kernels: op -> the name of the kernel that
     must do it. deterministic: batch-invariant kernels only. seed: for requests that bring none; None: a fresh one each.
+    tensor_parallel: devices that share the model, one process each.
     """
 
     platform: str = "auto"
+    tensor_parallel: int = 1
     threads: int | None = None
     kernels: Mapping[str, str] = field(default_factory=dict)
     deterministic: bool = False
@@ -104,6 +106,7 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         _text("platform", self.platform)
+        _whole("tensor_parallel", self.tensor_parallel, 1)
         _whole("threads", self.threads, 1)
         _whole("seed", self.seed, 0)
         _flag("deterministic", self.deterministic)

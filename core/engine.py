@@ -99,6 +99,7 @@ class Engine:
         self._host_seconds = 0.0
         self._thread = threading.Thread(target=self._loop, name="inferplane-engine", daemon=True)
         self._thread.start()
+        runner.watch(self._lose)
 
     def check(self, prompt: Sequence[int] | str, params: SamplingParams, request_id: str | None = None) -> CheckedPrompt:
         """Name and tokenize a request, and raise `RequestError` if it can never run. Any thread."""
@@ -187,6 +188,14 @@ class Engine:
         """Close, because nobody can use it any more. The garbage collector may be on a thread that a step needs."""
         self.close(wait=threading.current_thread() is threading.main_thread())
 
+    def _lose(self, error: InferplaneError) -> None:
+        """A device is lost, perhaps between two steps."""
+        def stop() -> None:
+            raise error
+
+        with suppress(EngineError):  # closed already
+            self._post(stop)
+
     def _post(self, message: Callable[[], None]) -> None:
         with self._changed:
             if self._closing or self._broken:
@@ -246,7 +255,7 @@ class Engine:
         for entry in self._entries.values():
             entry.sink(EngineError(f"the engine stopped before this request ended; {cause}"))
         self._entries.clear()
-        self.runner.platform.close()
+        self.runner.close()
 
     def _add(self, name: str, entry: _Entry) -> None:
         if name in self._entries:
@@ -274,6 +283,8 @@ class Engine:
             sampled = pending.result()
             tokens = {row: int(sampled.tokens[place]) for place, row in enumerate(plan.samples)}
         except Exception as error:
+            if self.runner.failure is not None:
+                raise self.runner.failure from error
             self._fail(plan, error)
             return
         started = time.perf_counter()

@@ -12,11 +12,11 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..model_zoo.base import Model, Precision
-from ..ops import DTYPES, KernelPack, Quantized, Scheme, Tensor, Uncoded, WeightTable
+from ..ops import DTYPES, KernelPack, Quantized, StateGroup, Tensor, Uncoded, Weight, WeightTable
 from ..ops.quantize import quantize, restored
-from ..platforms.contract import Platform
+from ..platforms.contract import Collectives, Platform, World
 from .graph import Graph, Weights
-from .localize import Mesh, local_tensor
+from .localize import Mesh, local_codes, local_groups, local_tensor, once, shares_scales
 from .models import model_class
 from .packed_cache import PackedCache
 from .quantization import choose_precision
@@ -85,16 +85,24 @@ class Loaded:
     max_model_len: int
     placed_twice: tuple[str, ...] = ()
     """Checkpoint tensors that stand in memory in more than one layout."""
+    collectives: Collectives | None = None
+    """Of the devices that share the model; None: it is on one."""
 
     @cached_property
     def graph(self) -> Graph:
-        return Graph(self.model, self.resolution.bind())
+        return Graph(self.model, self.resolution.bind(self.collectives))
+
+    @cached_property
+    def states(self) -> Sequence[StateGroup]:
+        """The model's, in this device's sizes."""
+        return local_groups(self.model.states, self.resolution.mesh)
 
 
 def plan_model(
-    source: Source, platform: Platform, options: LoadOptions, packs: Sequence[KernelPack] = (), mesh: Mesh | None = None
+    source: Source, platform: Platform, options: LoadOptions, packs: Sequence[KernelPack] = (), world: World | None = None
 ) -> tuple[Model, Resolution]:
-    """The model and its resolution, before any weight is read."""
+    """The model and its resolution, before any weight is read. world: the devices that share it; None: one."""
+    world = world or World()
     dtype = choose_dtype(options.dtype, source.config, platform)
     block_tokens = _choose_block_tokens(options.block_tokens, platform)
     family = model_class(str(source.config.get("model_type", "")))
@@ -106,7 +114,9 @@ def plan_model(
         asked, most = options.max_model_len, model.context_tokens
         raise ConfigError(f"max_model_len {asked} was asked for, and this model was made for {most} tokens; lower it")
     kernels = [kernel for pack in packs for kernel in pack.kernels] + list(platform.kernels())
-    return model, resolve(trace(model), kernels, explicit=options.kernels, deterministic=options.deterministic, mesh=mesh)
+    traced = trace(model)
+    mesh = Mesh.of(traced.specs, world.size, world.rank)
+    return model, resolve(traced, kernels, explicit=options.kernels, deterministic=options.deterministic, mesh=mesh)
 
 
 def load(
@@ -115,15 +125,19 @@ def load(
     options: LoadOptions | None = None,
     packs: Sequence[KernelPack] = (),
     progress: Progress | None = None,
-    mesh: Mesh | None = None,
+    world: World | None = None,
+    collectives: Collectives | None = None,
 ) -> Loaded:
-    """Trace, resolve, check the checkpoint against the model, then read and prepare one weight after the other."""
+    """Trace, resolve, check the checkpoint against the model, then read and prepare one weight after the other.
+
+    world, collectives: of the devices that share the model. Each reads its own part of the weights.
+    """
     options = options or LoadOptions()
-    model, resolution = plan_model(source, platform, options, packs, mesh)
+    model, resolution = plan_model(source, platform, options, packs, world)
     source.check(model.weights)
     uses = trace(model, composed=lambda spec: resolution[spec].kernel is None).uses
     packed = _packed_cache(options.packed_cache, source, platform, resolution, uses) if options.packed_cache else None
-    preparer = _Preparer(source, platform, resolution, mesh or Mesh.single(), packed)
+    preparer = _Preparer(source, platform, resolution, packed)
     handles: dict[str, Any] = {}
     try:
         for done, use in enumerate(uses):
@@ -142,79 +156,83 @@ def load(
         tuple({name: handles[f"layers.{i}.{name}"] for name in layer} for i, layer in enumerate(table.layers)),
     )
     length = options.max_model_len or model.context_tokens
-    return Loaded(model, platform, resolution, weights, source.fingerprint, length, preparer.placed_twice())
+    return Loaded(model, platform, resolution, weights, source.fingerprint, length, preparer.placed_twice(), collectives)
 
 
 class _Preparer:
     """Weights by the layout that their kernels want; a weight whose uses agree is placed once."""
 
-    def __init__(self, source: Source, platform: Platform, resolution: Resolution, mesh: Mesh, packed: PackedCache | None) -> None:
-        self.source, self.platform, self.resolution, self.mesh, self.packed = source, platform, resolution, mesh, packed
+    def __init__(self, source: Source, platform: Platform, resolution: Resolution, packed: PackedCache | None) -> None:
+        self.source, self.platform, self.resolution, self.packed = source, platform, resolution, packed
+        self.mesh = resolution.mesh
         self.made: dict[tuple[Any, ...], Any] = {}
 
     def handle(self, use: Use) -> Any:
-        choice = self.resolution[use.spec]
+        choice, weight = self.resolution[use.spec], use.weight
         assert choice.kernel is not None, "uses are traced through compositions"
-        names = tuple(part.name for part in use.weight.parts)
-        layout = (choice.kernel.name, choice.local) if choice.kernel.prepare else getattr(use.spec, "dtype", None)
-        if (names, layout) not in self.made:
-            self.made[names, layout] = self._prepare(choice, use.weight.parts)
-            for part in use.weight.parts:
+        names = tuple(part.name for part in weight.parts)
+        layout: Any = (choice.kernel.name, choice.local) if choice.kernel.prepare else getattr(use.spec, "dtype", None)
+        key = (names, layout, tuple(part.axes for part in weight.parts) if self.mesh.ways else None)
+        if key not in self.made:
+            self.made[key] = self._prepare(choice, weight)
+            for part in weight.parts:
                 self._release(part)
-        return self.made[names, layout]
+        return self.made[key]
 
     def _release(self, part: Tensor) -> None:
         if isinstance(source := self.source, Mapped):
             for stored in part.stored:
                 source.release(stored.name)
 
-    def _prepare(self, choice: Choice, parts: Sequence[Tensor]) -> Any:
-        weight = _packed_name(choice, parts)
-        if self.packed is None or weight is None:
-            return self._read(choice, parts)
-        handle = self.packed.get(weight)
+    def _prepare(self, choice: Choice, weight: Weight) -> Any:
+        name = _packed_name(choice, weight.parts)
+        if self.packed is None or name is None:
+            return self._read(choice, weight)
+        handle = self.packed.get(name)
         if handle is None:
-            handle = self._read(choice, parts)
-            self.packed.put(weight, handle)
+            handle = self._read(choice, weight)
+            self.packed.put(name, handle)
         return handle
 
-    def _read(self, choice: Choice, parts: Sequence[Tensor]) -> Any:
-        dtype = DTYPES[getattr(choice.spec, "dtype", "float32")]
-        host = [local_tensor(self._whole(part), part, self.mesh) for part in parts]
-        scheme = getattr(choice.spec, "scheme", None)
-        kernel = choice.kernel
-        if scheme and kernel and kernel.takes_slices:
-            host = [self._uncoded(part, tensor, scheme) for part, tensor in zip(host, parts, strict=True)]
-        ready = [self._stored(part, tensor.name, dtype, scheme) for part, tensor in zip(host, parts, strict=True)]
-        if kernel and kernel.prepare:
-            return kernel.prepare(choice.local, ready)
-        return tuple(self.platform.put(array) for array in ready)
+    def _read(self, choice: Choice, weight: Weight) -> Any:
+        ready = [self._part(part, choice) for part in weight.tensors]
+        biases = [self._part(part, choice) for part in weight.biases]
+        if choice.joining == "sum":
+            biases = [once(part, tensor, self.mesh) for part, tensor in zip(biases, weight.biases, strict=True)]
+        if choice.kernel and choice.kernel.prepare:
+            return choice.kernel.prepare(choice.local, ready + biases)
+        return tuple(self.platform.put(array) for array in ready + biases)
 
-    def _whole(self, part: Tensor) -> Any:
-        """Put together where the checkpoint keeps it in pieces."""
-        pieces: list[Any] = [self.source.tensor(stored.name) for stored in part.stored]
+    def _part(self, part: Tensor, choice: Choice) -> Any:
+        """This device's, put together where the checkpoint keeps it in pieces."""
+        pieces = [self._piece(self.source.tensor(stored.name), stored, choice) for stored in part.stored]
         return np.stack(pieces) if part.stacked else pieces[0]
 
-    def _uncoded(self, part: Any, tensor: Tensor, scheme: Scheme) -> Any:
-        if isinstance(part, Quantized) or part.ndim != 2:
-            return part
-        return Uncoded(part, scheme, lambda: self._release(tensor))
-
-    def _stored(self, part: Any, name: str, dtype: Any, scheme: Scheme | None) -> Any:
+    def _piece(self, whole: Any, tensor: Tensor, choice: Choice) -> Any:
         """As the kernel takes it: in its dtype, or, of a quantized linear, as codes; biases and embeddings stay floats."""
-        if isinstance(part, Uncoded):
-            return part
-        if not isinstance(part, Quantized):
-            return quantize(part, scheme) if scheme and part.ndim == 2 else part.astype(dtype, copy=False)
-        if scheme:
-            return part
-        stored = self.source.precision.scheme(name.removesuffix(".weight"))
-        assert stored is not None, "a source that gives codes says their scheme"
-        return restored(part, stored, dtype)
+        scheme, mesh = getattr(choice.spec, "scheme", None), self.mesh
+        if scheme is None or len(tensor.shape) != 2:
+            dtype = DTYPES[getattr(choice.spec, "dtype", "float32")]
+            return local_tensor(self._restored(whole, tensor.name, dtype), tensor, mesh).astype(dtype, copy=False)
+        if isinstance(whole, Quantized):
+            return local_codes(whole, scheme, tensor, mesh)
+        if mesh.ways and shares_scales(scheme, tensor, mesh):
+            return local_codes(quantize(whole, scheme), scheme, tensor, mesh)
+        ours = local_tensor(whole, tensor, mesh)
+        sliced = choice.kernel is not None and choice.kernel.takes_slices
+        return Uncoded(ours, scheme, lambda: self._release(tensor)) if sliced else quantize(ours, scheme)
+
+    def _restored(self, weight: Any, name: str, dtype: Any) -> Any:
+        """In floats."""
+        if not isinstance(weight, Quantized):
+            return weight
+        scheme = self.source.precision.scheme(name.removesuffix(".weight"))
+        assert scheme is not None, "a source that gives codes says their scheme"
+        return restored(weight, scheme, dtype)
 
     def placed_twice(self) -> tuple[str, ...]:
         seen: dict[str, int] = {}
-        for names, _ in self.made:
+        for names, *_ in self.made:
             for name in names:
                 seen[name] = seen.get(name, 0) + 1
         return tuple(name for name, count in seen.items() if count > 1)
@@ -231,7 +249,9 @@ def _packed_name(choice: Choice, parts: Sequence[Tensor]) -> str | None:
 def _packed_cache(folder: Path, source: Source, platform: Platform, resolution: Resolution, uses: Sequence[Use]) -> PackedCache:
     """One file for a model on a platform with its kernels and specs, whatever their build."""
     specs = sorted({f"{choice.name} {choice.local}" for choice in resolution})
-    digest = sha256("\n".join([source.fingerprint, platform.name, *specs]).encode()).hexdigest()[:32]
+    mesh = resolution.mesh
+    device = [f"{mesh.rank} of {mesh.size}"] if mesh.ways else []
+    digest = sha256("\n".join([source.fingerprint, platform.name, *specs, *device]).encode()).hexdigest()[:32]
     names = sorted({name for use in uses if (name := _packed_name(resolution[use.spec], use.weight.parts))})
     return PackedCache(folder, digest, names)
 

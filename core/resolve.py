@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from ..errors import ResolutionError, suggest
 from ..ops import DEFAULTS, Kernel, Spec
-from .localize import Mesh, local_spec
+from ..platforms.contract import Collectives
+from .localize import Joining, Mesh, joining, local_spec
 from .trace import Trace
 
 COMPOSED = "composed"
@@ -28,6 +29,8 @@ class Choice:
     passed: tuple[tuple[str, str], ...]
     """Kernels that come first in the order of preference, and why each was not taken."""
     calls: int
+    joining: Joining | None = None
+    """How the results of several devices become those of the spec."""
 
     @property
     def name(self) -> str:
@@ -39,6 +42,7 @@ class Resolution:
     """The table. Iterates over its rows in the order in which a step first meets them."""
 
     choices: Mapping[Spec, Choice]
+    mesh: Mesh = field(default_factory=Mesh.single)
 
     def __iter__(self) -> Iterator[Choice]:
         return iter(self.choices.values())
@@ -46,8 +50,9 @@ class Resolution:
     def __getitem__(self, spec: Spec) -> Choice:
         return self.choices[spec]
 
-    def bind(self) -> BoundOps:
-        return BoundOps(self)
+    def bind(self, collectives: Collectives | None = None) -> BoundOps:
+        """collectives: where the mesh has several devices."""
+        return BoundOps(self, collectives)
 
     @property
     def batch_invariant(self) -> bool:
@@ -58,7 +63,7 @@ class Resolution:
 class BoundOps:
     """The facade `ops` of a running model: each op is a bound lookup in the table."""
 
-    def __init__(self, resolution: Resolution) -> None:
+    def __init__(self, resolution: Resolution, collectives: Collectives | None = None) -> None:
         self._table: dict[Spec, Callable[..., Any]] = {}
         for choice in resolution:
             if choice.kernel is None:
@@ -67,12 +72,28 @@ class BoundOps:
             reason = choice.kernel.supports(choice.local)
             if reason is not None:
                 raise ResolutionError(f"{choice.kernel.name} cannot be bound to {choice.spec.op} ({choice.spec}): it says {reason}")
-            self._table[choice.spec] = partial(choice.kernel.run, choice.local)
+            self._table[choice.spec] = _joined(choice, partial(choice.kernel.run, choice.local), collectives)
         for op in Spec.families:
             setattr(self, op, self._call)
 
     def _call(self, spec: Spec, *arrays: Any) -> Any:
         return self._table[spec](*arrays)
+
+
+def _joined(choice: Choice, run: Callable[..., Any], collectives: Collectives | None) -> Callable[..., Any]:
+    """The kernel's run, with what the other devices computed added up, or put behind each other."""
+    if choice.joining is None:
+        return run
+    assert collectives is not None, "a model on several devices is bound with their collectives"
+    if choice.joining == "gather":
+        return lambda *arrays: collectives.all_gather(run(*arrays))
+    dtype = getattr(choice.spec, "out_dtype", None) or choice.spec.dtype  # type: ignore[attr-defined]
+
+    def summed(*arrays: Any) -> Any:
+        made = run(*arrays)
+        return tuple(collectives.all_reduce(one, dtype) for one in made) if isinstance(made, tuple) else collectives.all_reduce(made, dtype)
+
+    return summed
 
 
 def resolve(
@@ -88,10 +109,10 @@ def resolve(
     kernels: in order of preference. explicit: op -> kernel name, or "composed"; met or raised, never replaced.
     deterministic: only batch-invariant kernels. Raises `ResolutionError` with each kernel's reason.
     """
-    resolver = _Resolver(kernels, explicit or {}, deterministic, mesh or Mesh.single())
+    resolver = _Resolver(kernels, explicit or {}, deterministic, mesh := mesh or Mesh.single())
     for spec, calls in trace.specs.items():
         resolver.add(spec, calls)
-    return Resolution(resolver.choices)
+    return Resolution(resolver.choices, mesh)
 
 
 class _Resolver:
@@ -116,7 +137,7 @@ class _Resolver:
             return
         local = local_spec(spec, self.mesh)
         kernel, passed = self._choose(spec, local)
-        self.choices[spec] = Choice(spec, local, kernel, tuple(passed), calls)
+        self.choices[spec] = Choice(spec, local, kernel, tuple(passed), calls, joining(spec, local))
         if kernel is None:
             for part in DEFAULTS[spec.op].requires(spec):
                 self.add(part, calls)

@@ -2,14 +2,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ..errors import InferplaneError
 from ..ops import BatchShape, Packed, StateGroup, empty
-from ..platforms.contract import Buckets, Pending
+from ..platforms.contract import Buckets, HostArrays, Pending
 from .edits import Edits, edits
 from .loader import Loaded
+from .localize import joined_blocks, local_blocks
+from .parallel.messages import Write
+from .parallel.peers import Peers
 from .request import Key
 from .scheduler.plan import RowPlan, StepPlan
 
@@ -20,11 +25,15 @@ Drawn = Callable[[Key], Sequence[int]]
 class Runner:
     """Owns the state on the device and the compiled steps. Steps run in the order of submission."""
 
-    def __init__(self, loaded: Loaded, *, blocks: Sequence[int], slots: int) -> None:
-        """blocks: per state group, the null block included. slots: sequences that run at once."""
+    def __init__(self, loaded: Loaded, *, blocks: Sequence[int], slots: int, peers: Peers | None = None) -> None:
+        """blocks: per state group, the null block included. slots: sequences that run at once.
+
+        peers: the other devices of this model; every step is theirs, too.
+        """
         self.loaded = loaded
         self.platform = loaded.platform
-        self.state = self.platform.allocate(loaded.model.states, blocks, slots)
+        self.peers = peers
+        self.state = self.platform.allocate(loaded.states, blocks, slots)
         self._compiled: dict[BatchShape, Any] = {}
 
     def batch(self, plan: StepPlan, drawn: Drawn) -> Packed:
@@ -40,7 +49,39 @@ class Runner:
     def submit(self, plan: StepPlan, drawn: Drawn) -> Pending:
         """Starts the step; its result is a `Sampled` with one entry per `plan.samples`, padding behind them."""
         packed = self.batch(plan, drawn)
+        return self.start(packed) if self.peers is None else self.peers.start(packed, self.start)
+
+    def start(self, packed: Packed) -> Pending:
         return self.platform.submit(self._step(packed.shape), self.loaded.weights, self.state, packed)
+
+    def read_blocks(self, group: int, blocks: Sequence[int]) -> HostArrays:
+        """Blocks of one group in canonical form, from all devices."""
+        ours = self.platform.read_blocks(self.state, group, blocks)
+        if self.peers is None:
+            return ours
+        return joined_blocks([ours, *self.peers.read(group, blocks)], self.loaded.model.states[group], self.loaded.resolution.mesh)
+
+    def write_blocks(self, group: int, blocks: Sequence[int], arrays: HostArrays) -> None:
+        whole, mesh = self.loaded.model.states[group], self.loaded.resolution.mesh
+        if self.peers is not None:
+            parts = [local_blocks(arrays, whole, replace(mesh, rank=rank)) for rank in range(1, mesh.size)]
+            self.peers.tell([Write(group, tuple(blocks), part) for part in parts])
+        self.platform.write_blocks(self.state, group, blocks, local_blocks(arrays, whole, mesh))
+
+    def watch(self, notify: Callable[[InferplaneError], None]) -> None:
+        """notify: called from any thread when a device is lost."""
+        if self.peers:
+            self.peers.watch(notify)
+
+    @property
+    def failure(self) -> InferplaneError | None:
+        """Why no step can ever run again; None: they can."""
+        return self.peers.failure if self.peers else None
+
+    def close(self) -> None:
+        if self.peers:
+            self.peers.close()
+        self.platform.close()
 
     def _logprobs(self, row: RowPlan) -> int:
         """How many log-probabilities one row wants, as `BatchShape.logprobs` counts them."""

@@ -18,7 +18,7 @@ def logits(loaded: Loaded, tokens: Sequence[int], *, chunk_tokens: int | None = 
 
     chunk_tokens: so many tokens per step (None: all at once).
     """
-    platform, groups = loaded.platform, loaded.model.states
+    platform, groups = loaded.platform, loaded.states
     tables = tuple(_table(group, len(tokens)) for group in groups)
     state = platform.allocate(groups, [len(table) + 1 for table in tables], slots=1)
     request = Request("score", np.asarray(tokens), SamplingParams(temperature=0.0), max_tokens=1)

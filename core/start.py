@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..ops import DTYPES
 from ..platforms import registry
-from ..platforms.contract import Platform
+from ..platforms.contract import Platform, World
 from .chat import ChatTemplate
 from .checkpoint import Checkpoint
 from .config import KV_DTYPES, CacheConfig, EngineConfig
@@ -20,7 +20,9 @@ from .formats.gguf import Gguf
 from .formats.gguf_words import template_of, tokenizer_of
 from .hub import locate
 from .kv.layout import Layout, Shape, layout_for_bytes, layout_for_tokens
-from .loader import Loaded, LoadOptions, Progress, Source, load
+from .loader import Loaded, LoadOptions, Progress, Source, load, plan_model
+from .parallel.messages import Job
+from .parallel.peers import Peers
 from .runner import Runner
 from .scheduler.scheduler import Scheduler
 from .tokenizer import Tokenizer
@@ -41,12 +43,20 @@ class Started:
     folder: Path | None = None
 
 
+def find_platform(config: EngineConfig) -> registry.Found:
+    return registry.find(config.execution.platform, threads=config.execution.threads)
+
+
 def open_platform(config: EngineConfig) -> Platform:
-    return registry.named(config.execution.platform, threads=config.execution.threads)
+    return find_platform(config).open()
+
+
+def find_checkpoint(config: EngineConfig) -> Path:
+    return locate(config.model.model, revision=config.model.revision)
 
 
 def open_source(config: EngineConfig) -> Checkpoint:
-    return Checkpoint.open(locate(config.model.model, revision=config.model.revision))
+    return Checkpoint.open(find_checkpoint(config))
 
 
 def load_options(config: EngineConfig) -> LoadOptions:
@@ -54,9 +64,17 @@ def load_options(config: EngineConfig) -> LoadOptions:
         dtype=config.model.dtype, quantization=config.model.quantization,
         max_model_len=config.model.max_model_len, block_tokens=config.cache.block_size,
         kv_dtype=KV_DTYPES.get(config.cache.kv_cache_dtype),
-        kernels=config.execution.kernels, deterministic=config.execution.deterministic,
+        kernels=dict(config.execution.kernels), deterministic=config.execution.deterministic,
         packed_cache=Environment.read().cache / "packed" if config.model.packed_cache else None,
     )
+
+
+def shared(platform: Platform, devices: int) -> World:
+    """Rank 0 of so many devices. Raises `ConfigError` for a platform whose devices do not work together."""
+    if devices > 1 and not platform.parallel:
+        raise ConfigError(f"tensor_parallel {devices} was asked for, and a model on {platform.name} runs on one device. "
+                          "Leave it out, or take a platform that `inferplane platforms` shows with several devices.")
+    return World(size=devices)
 
 
 def start(config: EngineConfig, *, source: Source | None = None, progress: Progress | None = None) -> Started:
@@ -65,16 +83,26 @@ def start(config: EngineConfig, *, source: Source | None = None, progress: Progr
     source: weights from elsewhere than a checkpoint, which then has no tokenizer either. Raises an `InferplaneError`
     whose message has the remedy; whatever was opened is closed again.
     """
-    platform = open_platform(config)
+    found = find_platform(config)
+    platform = found.open()
+    peers: Peers | None = None
     try:
-        checkpoint = source or open_source(config)
-        loaded = load(checkpoint, platform, load_options(config), registry.kernel_packs(platform.name), progress)
+        place = source or find_checkpoint(config)
+        checkpoint = Checkpoint.open(place) if isinstance(place, Path) else place
+        options, packs = load_options(config), registry.kernel_packs(platform.name)
+        world = shared(platform, config.execution.tensor_parallel)
+        if world.size > 1:
+            plan_model(checkpoint, platform, options, packs, world)
+            peers = Peers(Job(found, registry.find_packs(platform.name), place, options, world))
+        loaded = load(checkpoint, platform, options, packs, progress, world, peers.meet(platform) if peers else None)
         scheduling = config.scheduler(loaded.max_model_len)
-        groups = loaded.model.states
         shape = Shape(scheduling.max_num_seqs, loaded.max_model_len, scheduling.max_num_batched_tokens)
-        layout = _layout(config.cache, loaded, shape)
-        scheduler = Scheduler(scheduling, groups, layout.blocks)
-        runner = Runner(loaded, blocks=layout.blocks, slots=scheduling.max_num_seqs)
+        free = min(platform.memory().free, peers.free_bytes()) if peers else platform.memory().free
+        layout = _layout(config.cache, loaded, shape, free)
+        scheduler = Scheduler(scheduling, loaded.model.states, layout.blocks)
+        if peers:
+            peers.allocate(layout.blocks, scheduling.max_num_seqs)
+        runner = Runner(loaded, blocks=layout.blocks, slots=scheduling.max_num_seqs, peers=peers)
         tokenizer: Tokenizer | None = None
         eos_ids: frozenset[int] = frozenset()
         defaults: Mapping[str, Any] = {}
@@ -89,6 +117,8 @@ def start(config: EngineConfig, *, source: Source | None = None, progress: Progr
         seed = config.execution.seed if config.execution.seed is not None else secrets.randbits(31)
         engine = Engine(scheduler, runner, tokenizer, eos_ids=eos_ids, max_model_len=loaded.max_model_len, seed=seed)
     except BaseException:
+        if peers:
+            peers.close()
         platform.close()
         raise
     return Started(engine, loaded, layout, defaults, template, folder)
@@ -103,12 +133,14 @@ def _words(checkpoint: Checkpoint, asked: str | None) -> tuple[Tokenizer, ChatTe
     return Tokenizer.load(folder), ChatTemplate.load(folder)
 
 
-def _layout(cache: CacheConfig, loaded: Loaded, shape: Shape) -> Layout:
-    """What was asked for; otherwise a fraction of the free memory, and no more than all slots at full length can use."""
-    groups = loaded.model.states
+def _layout(cache: CacheConfig, loaded: Loaded, shape: Shape, free: int) -> Layout:
+    """What was asked for; otherwise a fraction of the free bytes, and no more than all slots at full length can use.
+
+    Every size is one device's.
+    """
+    groups = loaded.states
     if cache.kv_cache_memory_gb is not None:
         return layout_for_bytes(groups, int(cache.kv_cache_memory_gb * 1e9), shape, ITEMSIZE)
-    free = loaded.platform.memory().free
     if free <= 0:
         raise ConfigError(f"{loaded.platform.name} tells no free memory; set kv_cache_memory_gb")
     most = layout_for_tokens(groups, shape.sequences * shape.length_tokens, shape, ITEMSIZE)

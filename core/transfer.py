@@ -46,7 +46,7 @@ def _export(engine: Engine, tokens: np.ndarray[Any, Any], salt: Salt) -> list[by
             tokens=tuple(tokens[stretch.positions].tolist()), positions=tuple(stretch.positions), rope=True,
             salt=salt.digest(), adapter=salt.adapter, scales=_scales(group), parent=_parent(chain, stretch),
         )
-        parts.append(pack(manifest, runner.platform.read_blocks(runner.state, stretch.group, stretch.blocks)))
+        parts.append(pack(manifest, runner.read_blocks(stretch.group, stretch.blocks)))
     return parts
 
 
@@ -69,7 +69,7 @@ def _import(engine: Engine, tokens: np.ndarray[Any, Any], parts: Sequence[bytes]
                 raise ExchangeError(f"the part of group {manifest.group!r} holds other tokens, or was computed after others; "
                                     "export it for this prefix")
         for stretch, (_, arrays) in zip(stretches, opened, strict=True):
-            runner.platform.write_blocks(runner.state, stretch.group, stretch.blocks, arrays)
+            runner.write_blocks(stretch.group, stretch.blocks, arrays)
 
     if not memory.adopt(chain, known, write):
         raise CapacityError(f"{length} tokens do not fit into the free blocks; wait until requests have ended, "

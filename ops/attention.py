@@ -47,8 +47,9 @@ class WriteKV(Spec):
     def arrays(self) -> dict[str, StateArray]:
         """The arrays of the cell that it writes to, by name."""
         dims = {"k": self.key_dim} if self.latent else {"k": self.key_dim, "v": self.value_dim}
-        held = {name: StateArray(self.kv_heads.size, dim, self.kv_dtype or self.dtype) for name, dim in dims.items()}
-        return held if self.kv_dtype is None else held | {f"{name}_scale": StateArray(self.kv_heads.size, 1, "float32") for name in dims}
+        heads, axis = self.kv_heads
+        held = {name: StateArray(heads, dim, self.kv_dtype or self.dtype, axis) for name, dim in dims.items()}
+        return held if self.kv_dtype is None else held | {f"{name}_scale": StateArray(heads, 1, "float32", axis) for name in dims}
 
     def infer(self, k: Abstract, v: Abstract | None, cell: Any, batch: Any) -> None:
         expect(self.op, "k", k, (self.kv_heads.size, self.key_dim), self.dtype)

@@ -30,7 +30,7 @@ class Embedding(Spec):
         return wide(weight[0][np.asarray(tokens)])
 
     def weight(self, name: str) -> Weight:
-        return Weight((Tensor(f"{name}.weight", (self.vocab.size, self.size), (self.vocab.axis, "embed")),))
+        return Weight((Tensor(f"{name}.weight", (self.vocab.size, self.size), (None, "lookup")),))
 
 
 @spec

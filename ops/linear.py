@@ -25,7 +25,7 @@ class Linear(Spec):
     """`ops.linear(spec, x [tokens, input], weight, batch) -> [tokens, output]`, or a tuple of them.
 
     scheme: how the weight is quantized (None: stored in `dtype`), and with it x on the fly: a part of such a weight is a
-    `Quantized`. reduce: the input axis is sharded, so sum over it.
+    `Quantized`.
     """
 
     op = "linear"
@@ -35,7 +35,6 @@ class Linear(Spec):
     out_dtype: str | None = None
     bias: bool = False
     scheme: Scheme | None = None
-    reduce: bool = False
 
     @property
     def tolerance(self) -> Tolerance:  # type: ignore[override]
@@ -106,8 +105,8 @@ class GatedLinear(Spec):
         if len(self.linear.outputs) != 2 or len(gate_up) != 1:
             found = [dim.size for dim in self.linear.outputs]
             raise SpecError(f"gated_linear: needs a gate and an up of one size; found outputs of {found}")
-        if self.linear.out_dtype not in (None, self.dtype) or self.activation.dtype != self.dtype or self.linear.reduce:
-            raise SpecError("gated_linear: its linear and its activation share one dtype, and it does not sum over a sharded input")
+        if self.linear.out_dtype not in (None, self.dtype) or self.activation.dtype != self.dtype:
+            raise SpecError("gated_linear: its linear and its activation share one dtype")
 
     def infer(self, x: Abstract, weight: Any, batch: Any) -> Abstract:
         expect(self.op, "x", x, (self.linear.input.size,), self.dtype)

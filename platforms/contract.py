@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, PlatformUnavailable
 from ..ops import BatchShape, Kernel, Packed, Spec, StateGroup
 
-CONTRACT = (1, 0)
+CONTRACT = (1, 1)
 """major: refuses to load on a mismatch. minor: optional members were added."""
 
 HostArrays = Mapping[str, np.ndarray[Any, Any]]
@@ -96,17 +96,54 @@ class Pending(Protocol):
         """Wait, and give what the step returned, as host arrays in the same structure."""
 
 
+@dataclass(frozen=True)
+class World:
+    """The devices that compute one model together, one process each; `rank` is ours.
+
+    meeting: a folder that is empty at first, private, and the same for all: where the processes find each other.
+    timeout_seconds: how long one waits for another before that is an error.
+    """
+
+    rank: int = 0
+    size: int = 1
+    meeting: Path = Path()
+    timeout_seconds: float = 600.0
+
+
+class Collectives(Protocol):
+    """Arrays across the devices of a `World`. Each is called by all of them, in the same order, inside steps.
+
+    Results are the same bits on every device, in every run, and a row's do not depend on its neighbours.
+    """
+
+    def all_reduce(self, array: Any, dtype: str) -> Any:
+        """The sum over the devices in the array's shape, added up at least in float32 and rounded once, to `dtype`."""
+
+    def all_gather(self, array: Any) -> Any:
+        """[..., n] of each device -> [..., size * n], in the order of ranks."""
+
+    def abort(self) -> None:
+        """From any thread: what waits for another device ends with an error."""
+
+    def close(self) -> None:
+        """After the last step."""
+
+
 Step = Callable[[Any, Any, Any, Any], Any]
 """step(weights, state, batch, sampling) -> arrays. Traceable: nothing in it reads the host."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What stands after the colon of a platform's name: `cuda:1` -> device 1, `cuda:interpreted` -> mode interpreted."""
+    """What stands after the colon of a platform's name: `cuda:1` -> device 1, `cuda:interpreted` -> mode interpreted.
+
+    rank: which process of a model on several devices this is; it takes the device so many places behind the one that is named.
+    """
 
     text: str = ""
     threads: int | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+    rank: int = 0
 
 
 class Platform(ABC):
@@ -116,6 +153,8 @@ class Platform(ABC):
     contract: ClassVar[tuple[int, int]]
     preference: ClassVar[int] = 50
     """`auto` takes the highest that is usable; `cpu` is 0; below 0: only when it is asked for."""
+    parallel: ClassVar[str] = ""
+    """What several devices exchange arrays with, and where that was run; empty: there is no `collectives`."""
     capabilities: Capabilities
 
     def __init__(self, options: Options) -> None:
@@ -177,6 +216,10 @@ class Platform(ABC):
         tell(line): once for each spec. Raises `ConfigError` where there is nothing to tune, or no device to measure on.
         """
         raise ConfigError(f"platform {self.name} looks up no launch configurations, so there is nothing to tune; use cuda or rocm")
+
+    def collectives(self, world: World) -> Collectives:
+        """Meet the other devices of a model; waits for them. Optional: `parallel` says whether it is there."""
+        raise PlatformUnavailable(f"platform {self.name!r} computes a model on one device. Leave tensor_parallel out.")
 
     def close(self) -> None:
         """Release threads and device memory. Optional."""

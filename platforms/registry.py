@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from importlib import metadata
 from typing import Any
@@ -36,6 +36,32 @@ class Registered:
     remedy: str = ""
     contract: tuple[int, int] | None = None
     preference: int | None = None
+    parallel: str = ""
+    """What several of its devices work together with; empty: a model runs on one."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What discovery answers: a class that was loaded and probed, and its options. It travels to worker processes."""
+
+    platform: type[Platform]
+    options: Options
+
+    def open(self, rank: int = 0) -> Platform:
+        """rank: which process of a model on several devices it is for."""
+        return _open(self.platform, replace(self.options, rank=rank))
+
+
+@dataclass(frozen=True)
+class FoundPack:
+    """A kernel pack's entry point, for worker processes: they do not search again."""
+
+    name: str
+    value: str
+
+    def load(self, platform: str) -> KernelPack:
+        entry = metadata.EntryPoint(self.name, self.value, KERNELS)
+        return _checked_pack(entry.load(), entry, platform)
 
 
 def named(text: str, *, threads: int | None = None) -> Platform:
@@ -43,6 +69,11 @@ def named(text: str, *, threads: int | None = None) -> Platform:
 
     Raises PlatformNotFound, PlatformUnavailable or PlatformLoadError, each with the reason and the remedy.
     """
+    return find(text, threads=threads).open()
+
+
+def find(text: str, *, threads: int | None = None) -> Found:
+    """What `named` opens."""
     name, _, rest = text.strip().partition(":")
     options = _options(text, rest, threads)
     if name == AUTO:
@@ -53,7 +84,7 @@ def named(text: str, *, threads: int | None = None) -> Platform:
     availability = _probe(platform, options)
     if not availability.usable:
         raise PlatformUnavailable(f"platform {name!r} cannot run here: {_said(availability)}")
-    return _open(platform, options)
+    return Found(platform, options)
 
 
 def names() -> list[str]:
@@ -73,15 +104,24 @@ def kernel_packs(platform: str) -> list[KernelPack]:
     An entry point is named `<platform>.<anything>`; it is a KernelPack, or a callable that returns one.
     Raises PlatformLoadError for a pack that cannot be used: a kernel that somebody installed is never dropped silently.
     """
-    packs = []
+    return [_pack(entry, platform) for entry in _pack_entries(platform)]
+
+
+def find_packs(platform: str) -> tuple[FoundPack, ...]:
+    """What `kernel_packs` loads."""
+    return tuple(FoundPack(entry.name, entry.value) for entry in _pack_entries(platform))
+
+
+def _pack_entries(platform: str) -> list[metadata.EntryPoint]:
+    found = []
     for entry in sorted(_entries(KERNELS), key=lambda entry: entry.name):
         target, dot, _ = entry.name.partition(".")
         if not dot:
             raise PlatformLoadError(f"kernel pack {_origin(entry)}: entry points of {KERNELS} are named <platform>.<anything>, "
                                     f"for instance 'cpu.{entry.name}'. Rename it in that package, or uninstall it.")
         if target == platform:
-            packs.append(_pack(entry, platform))
-    return packs
+            found.append(entry)
+    return found
 
 
 class Driver(DriverManager[Any]):
@@ -158,13 +198,13 @@ def _open(platform: type[Platform], options: Options) -> Platform:
                                 "Report it to whoever made the plugin.") from error
 
 
-def _first_usable(options: Options) -> Platform:
+def _first_usable(options: Options) -> Found:
     passed_over = []
     for one in listing():
         if one.preference is not None and one.preference < 0:
             continue
         if one.usable:
-            return _open(_load(one.name), options)
+            return Found(_load(one.name), options)
         passed_over.append(f"\n  {one.name}: {_said(one)}")
     raise PlatformUnavailable(f"no platform can run here, asked for 'auto':{''.join(passed_over) or ' none is installed'}")
 
@@ -179,11 +219,15 @@ def _registered(name: str) -> Registered:
         found = _probe(platform, Options())
     except InferplaneError as error:
         found = Availability(False, str(error))
-    return Registered(name, distribution, found.usable, found.reason, found.remedy, platform.contract, platform.preference)
+    about = (platform.contract, platform.preference, platform.parallel)
+    return Registered(name, distribution, found.usable, found.reason, found.remedy, *about)
 
 
 def _pack(entry: metadata.EntryPoint, platform: str) -> KernelPack:
-    found = _driver(KERNELS, "kernel pack", entry)
+    return _checked_pack(_driver(KERNELS, "kernel pack", entry), entry, platform)
+
+
+def _checked_pack(found: Any, entry: metadata.EntryPoint, platform: str) -> KernelPack:
     if not isinstance(found, KernelPack) and callable(found):
         try:
             found = found()

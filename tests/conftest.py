@@ -1,9 +1,11 @@
 """What test files share: fixtures, a hypothesis profile with a budget, and a budget for the whole run."""
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -63,3 +65,16 @@ def checkpoints() -> ModuleType:
 def small_models() -> ModuleType:
     """tests/small_models.py: small random models and engines over them."""
     return _sibling("small_models")
+
+
+@pytest.fixture(scope="session")
+def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """tests/devices.py, installed as a package's platform: worker processes import it, too."""
+    pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("devices")
+    source = Path(__file__).with_name("devices.py").read_text()
+    entry = "torch-cpu = inferplane_devices:TorchCpu"
+    _sibling("small_models").install(folder, "inferplane_devices", "inferplane.platforms", entry, source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module("inferplane_devices")

@@ -832,10 +832,9 @@ def test_a_platform_class_is_imported_without_its_framework(family: str) -> None
     ("spec", "reason"),
     [
         (Linear(input=Dim(4), outputs=(Dim(4),), dtype="float32", scheme=Scheme("int4"), out_dtype="float16"), "out_dtype float16"),
-        (Linear(input=Dim(4), outputs=(Dim(4),), dtype="float32", reduce=True), "sharded"),
         (Add(dtype="float64"), "dtype float64"),
     ],
-    ids=["out-dtype", "reduce", "float64"],
+    ids=["out-dtype", "float64"],
 )
 def test_what_is_not_supported_has_a_reason(platform: Platform, spec: Spec, reason: str) -> None:
     answers = [kernel.supports(spec) for kernel in platform.kernels() if kernel.op == spec.op]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from inferplane.core.loader import LoadOptions, load, plan_model
-from inferplane.core.localize import Mesh, local_spec, local_tensor
+from inferplane.core.localize import Mesh, joining, local_spec, local_tensor
 from inferplane.core.resolve import COMPOSED, Choice, Resolution, resolve
 from inferplane.core.trace import Trace, trace
 from inferplane.errors import ConfigError, ResolutionError, SpecError
@@ -295,7 +295,7 @@ def test_a_dtype_or_block_size_is_met_or_refused(small_models: ModuleType, setti
 # One device's part
 
 
-TWO = [Mesh.tensor_parallel(2, rank) for rank in range(2)]
+TWO = [Mesh.of(trace(Llama(CONFIG, dtype="float32", block_tokens=16)).specs, 2, rank) for rank in range(2)]
 
 
 def localized(model: Llama, mesh: Mesh) -> dict[Spec, Any]:
@@ -315,47 +315,31 @@ def test_two_devices_get_half_of_every_sharded_axis() -> None:
     assert local[model.down[0]].input == Dim(24, "mlp")
     assert local[model.lm_head].outputs == (Dim(48, "vocab"),)
     embedding, fused = local[model.embedding], local[model.rope_write[0]]
-    assert isinstance(embedding, Embedding) and embedding.vocab == Dim(48, "vocab")
+    assert isinstance(embedding, Embedding) and (embedding.vocab.size, embedding.size) == (96, 16), "columns, so that no token is missing"
     assert isinstance(fused, QkvRopeWrite)
     assert (fused.query.heads.size, fused.key.heads.size, fused.write.kv_heads.size) == (2, 1, 1)
     assert local[model.norm] == model.norm, "what is not sharded stays as it is"
 
 
-def test_a_linear_reduces_where_its_input_is_sharded() -> None:
+def test_results_are_added_up_where_an_input_is_divided_and_gathered_where_an_output_must_be_whole() -> None:
     model = llama()
-    local = localized(model, TWO[0])
-    specs = {name: getattr(model, name)[0] for name in ("qkv", "out", "gate_up", "down")} | {"lm_head": model.lm_head}
-    assert {name: getattr(local[spec], "linear", local[spec]).reduce for name, spec in specs.items()} == {
-        "qkv": False, "out": True, "gate_up": False, "down": True, "lm_head": False}
+    specs = {name: getattr(model, name)[0] for name in ("qkv", "out", "gate_up", "down")}
+    specs |= {"head": model.lm_head, "embed": model.embedding}
+    assert {name: joining(spec, local_spec(spec, TWO[0])) for name, spec in specs.items()} == {
+        "qkv": None, "out": "sum", "gate_up": None, "down": "sum", "head": "gather", "embed": "gather"}
 
 
 def test_one_device_keeps_the_very_specs() -> None:
     assert all(local is spec for spec, local in localized(llama(), Mesh.single()).items())
 
 
-@pytest.mark.parametrize(("config", "axis"), [
-    ({"num_key_value_heads": 1}, "kv_heads of size 1"),
-    ({"vocab_size": 97}, "vocab of size 97"),
-    ({"intermediate_size": 49}, "mlp of size 49"),
-], ids=["kv-heads", "vocab", "mlp"])
-def test_an_axis_that_does_not_divide_is_refused(config: dict[str, int], axis: str) -> None:
-    with pytest.raises(SpecError, match=f"{axis}.* does not divide 2 ways; use a divisor of"):
-        localized(llama(**config), TWO[0])
-
-
-def test_heads_with_alibi_slopes_are_not_divided() -> None:
-    spec = replace(llama().attention[0], alibi=(0.5,) * 4)
-    with pytest.raises(SpecError, match="4 heads have alibi slopes, which are not divided among devices yet; use one device"):
-        local_spec(spec, TWO[0])
-
-
-@pytest.mark.parametrize("spec", [
-    Router(experts=Dim(4, "experts"), top_k=2),
-    Moe(experts=Dim(4, "experts"), embed=8, mlp=Dim(4, "mlp"), top_k=2, activation="silu", dtype="float32"),
-], ids=["router", "moe"])
-def test_experts_are_not_divided(spec: Spec) -> None:
-    with pytest.raises(SpecError, match="4 experts are not divided among devices yet; use one device"):
-        local_spec(spec, TWO[0])
+def test_experts_are_divided_within_and_chosen_by_all() -> None:
+    mesh = Mesh({"mlp": 2}, 1, 2)
+    router = Router(experts=Dim(4, "experts"), top_k=2)
+    moe = Moe(experts=Dim(4, "experts"), embed=8, mlp=Dim(4, "mlp"), top_k=2, activation="silu", dtype="float32")
+    local = local_spec(moe, mesh)
+    assert local_spec(router, mesh) == router
+    assert (local.experts.size, local.mlp.size, joining(moe, local)) == (4, 2, "sum")
 
 
 def test_the_parts_of_a_tensor_make_the_whole(small_models: ModuleType) -> None:
@@ -368,7 +352,7 @@ def test_the_parts_of_a_tensor_make_the_whole(small_models: ModuleType) -> None:
         parts = [local_tensor(whole, tensor, mesh) for mesh in TWO]
         cut = [d for d, axis in enumerate(tensor.axes) if TWO[0].ways.get(axis or "", 1) > 1]
         sharded += len(cut)
-        assert all(part.base is not None or part is whole for part in parts), "a view, not a copy"
+        assert all(part.base is not None for part in parts), "a view, not a copy"
         assert np.array_equal(np.concatenate(parts, axis=cut[0]) if cut else parts[1], whole)
     assert sharded == 2 * (7 + 3) + 2, "projections, their biases, embedding and head"
 

@@ -17,6 +17,7 @@ from . import (
     linear,
     lookup,
     norm,
+    parallel,
     prefixes,
     quantized,
     roofline,
@@ -29,8 +30,8 @@ from . import (
 FAMILIES: dict[str, Family] = {
     family.name: family
     for module in (
-        contract, steps, lookup, elementwise, norm, rope, linear, quantized, experts, sample, state, attention, far, graph, engine,
-        prefixes, roofline,
+        contract, steps, lookup, elementwise, norm, rope, linear, quantized, experts, sample, state, attention, far, graph, parallel,
+        engine, prefixes, roofline,
     )
     for family in module.FAMILIES
 }
@@ -55,7 +56,7 @@ QUICK = 40
 """Cases of a family in the quick list, unless said otherwise."""
 QUICK_MORE = {
     "linear.plain": 100, "linear.int8": 80, "linear.int4": 80, "linear.fp8": 80, "sample.draw": 100, "rope.plain": 80, "kv.write": 80,
-    "experts.moe": 60, "graph.quantized": 20,
+    "experts.moe": 60, "graph.quantized": 20, "parallel.sums": 12, "parallel.tokens": 8,
 } | {f"attention.{kind}.features": 80 for kind in attention.ROWS}
 
 

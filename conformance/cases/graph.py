@@ -147,7 +147,7 @@ def _greedy(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     wanted, scores = rig.oracle.kept(address, compute).results
     found = greedy(loaded, prompt, STEPS)
     differing = np.flatnonzero(found != wanted)
-    if len(differing) and not _open(scores[differing[0]], int(found[differing[0]]), int(wanted[differing[0]])):
+    if len(differing) and not open_choice(scores[differing[0]], int(found[differing[0]]), int(wanted[differing[0]])):
         step = int(differing[0])
         raise Failed(
             f"greedy token {step} of {STEPS} is {found[step]} instead of {wanted[step]}; found {found.tolist()}, expected "
@@ -156,7 +156,7 @@ def _greedy(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     return _kernels(loaded)
 
 
-def _open(scores: Array, found: int, wanted: int) -> bool:
+def open_choice(scores: Array, found: int, wanted: int) -> bool:
     """Whether the two tokens are nearer to each other than float32 can tell."""
     if not 0 <= found < len(scores):
         return False

@@ -12,7 +12,7 @@ import numpy as np
 from ...ops import DTYPES, Add, Attention, Linear, Moe, Multiply, Sample, Sampled, WriteKV
 from ...ops.elementwise import FORMULAS
 from ...ops.sample import edited, kept, logprobs, row_uniforms
-from . import experts, gated, linear, memory, quantized, rows, sampling
+from . import experts, gated, linear, memory, parallel, quantized, rows, sampling
 from .plant import Run, Variant, kernel
 from .rows import quiet, single
 from .tiled_attention import Array, Way, attend, attend_in_splits, score, tilt
@@ -333,4 +333,4 @@ STATE = [
     kernel("padding_left_out", "write_kv", "block 0 is nobody's", _padding_left_out),
 ]
 
-LEGAL: Sequence[Variant] = (*ATTENTION, *PRODUCTS, *gated.LEGAL, *quantized.LEGAL, *ROWS, *STATE)
+LEGAL: Sequence[Variant] = (*ATTENTION, *PRODUCTS, *gated.LEGAL, *quantized.LEGAL, *ROWS, *STATE, *parallel.LEGAL)

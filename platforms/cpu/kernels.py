@@ -61,7 +61,7 @@ def _plain_linear(spec: Any) -> Support:
         return f"has no kernel for the weight scheme {spec.scheme}"
     if spec.out_dtype not in (None, spec.dtype, "float32"):
         return f"answers in {spec.dtype} or float32, not in {spec.out_dtype}"
-    return "runs on one device, and cannot sum over a sharded input" if spec.reduce else None
+    return None
 
 
 def _plain_gated(spec: Any) -> Support:

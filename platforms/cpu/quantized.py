@@ -35,8 +35,6 @@ def _supports(spec: Any) -> Support:
         return f"takes quantized weights only, none of {spec.dtype}"
     if spec.out_dtype not in (None, spec.dtype, "float32"):
         return f"answers in {spec.dtype} or float32, not in {spec.out_dtype}"
-    if spec.reduce:
-        return "runs on one device, and cannot sum over a sharded input"
     return missing_reason() or _refused(spec.scheme, spec.input.size)
 
 

@@ -34,8 +34,6 @@ class Plain:
         return self._linear(spec) if spec.scheme is None else f"scheme {spec.scheme} is another kernel's; this one takes floats"
 
     def _linear(self, spec: Linear) -> Support:
-        if spec.reduce:
-            return f"the input axis is sharded, and plain {self.framework} kernels have no collectives; the platform brings its own"
         if spec.out_dtype not in (None, spec.dtype, "float32"):
             return f"out_dtype {spec.out_dtype}; only {spec.dtype} and float32 are implemented"
         return self.float_dtype(spec)

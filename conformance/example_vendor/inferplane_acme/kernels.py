@@ -51,7 +51,7 @@ def _plain_linear(spec: Any) -> Support:
         return f"multiplies by float32 weights, not by {spec.scheme}"
     if spec.out_dtype not in (None, "float32"):
         return f"answers in float32, not in {spec.out_dtype}"
-    return _float32(spec) or ("has no collectives, and cannot sum over a sharded input" if spec.reduce else None)
+    return _float32(spec)
 
 
 def _plain_cell(spec: Any) -> Support:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....ops import BatchShape, Kernel, Packed, StateGroup, unpack
-from ...contract import HostArrays, Memory, Options, Pending, Platform, Step
+from ...contract import HostArrays, Memory, Options, Pending, Platform, Step, World
 
 if TYPE_CHECKING:
     import torch
 
+    from .collectives import TorchCollectives
     from .launch import Launcher
     from .state import TorchState
 
@@ -27,6 +28,7 @@ class TorchPlatform(Platform):
     `launcher` (another queue), `compile` (a captured graph).
     """
 
+    parallel = "gloo between processes on the CPU; NCCL and RCCL: never run"
     device: torch.device
 
     def __init__(self, options: Options) -> None:
@@ -36,7 +38,7 @@ class TorchPlatform(Platform):
 
     @abstractmethod
     def find_device(self, options: Options) -> torch.device:
-        """The device that the options mean; raises `ConfigError` for options that mean nothing here."""
+        """The device that the options mean, `options.rank` further on; raises `ConfigError` for options that mean nothing here."""
 
     def launcher(self) -> Launcher:
         from .launch import QueueLauncher, ThreadLauncher
@@ -98,6 +100,11 @@ class TorchPlatform(Platform):
 
         free, total = torch.accelerator.get_memory_info(self.device)
         return Memory(total=total, free=free)
+
+    def collectives(self, world: World) -> TorchCollectives:
+        from .collectives import TorchCollectives
+
+        return TorchCollectives(self.device, world)
 
     def close(self) -> None:
         self.steps.close()

@@ -1,0 +1,1 @@
+"""One model on several devices: a process for each, of which rank 0 plans and the others follow."""
