@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -180,7 +180,8 @@ class _Preparer:
 
     def _read(self, choice: Choice, parts: Sequence[Tensor]) -> Any:
         dtype = DTYPES[getattr(choice.spec, "dtype", "float32")]
-        host = [local_tensor(self._whole(part), part, self.mesh) for part in parts]
+        read = cache(self.source.tensor)
+        host = [local_tensor(self._whole(part, dtype, read), part, self.mesh) for part in parts]
         scheme = getattr(choice.spec, "scheme", None)
         kernel = choice.kernel
         if scheme and kernel and kernel.takes_slices:
@@ -190,10 +191,21 @@ class _Preparer:
             return kernel.prepare(choice.local, ready)
         return tuple(self.platform.put(array) for array in ready)
 
-    def _whole(self, part: Tensor) -> Any:
-        """Put together where the checkpoint keeps it in pieces."""
-        pieces: list[Any] = [self.source.tensor(stored.name) for stored in part.stored]
-        return np.stack(pieces) if part.stacked else pieces[0]
+    def _whole(self, part: Tensor, dtype: Any, read: Callable[[str], Any]) -> Any:
+        """Put together where the checkpoint keeps it in pieces, cut out where it keeps more in one; both only of floats."""
+        pieces = [read(stored.name) for stored in part.stored]
+        if not part.stacked and part.view is None:
+            return pieces[0]
+        floats = [self._restored(piece, stored.name, dtype) for piece, stored in zip(pieces, part.stored, strict=True)]
+        return np.stack(floats) if part.view is None else part.view.of(floats[0])
+
+    def _restored(self, weight: Any, name: str, dtype: Any) -> Any:
+        """In floats."""
+        if not isinstance(weight, Quantized):
+            return weight
+        scheme = self.source.precision.scheme(name.removesuffix(".weight"))
+        assert scheme is not None, "a source that gives codes says their scheme"
+        return restored(weight, scheme, dtype)
 
     def _uncoded(self, part: Any, tensor: Tensor, scheme: Scheme) -> Any:
         if isinstance(part, Quantized) or part.ndim != 2:
@@ -206,11 +218,7 @@ class _Preparer:
             return part
         if not isinstance(part, Quantized):
             return quantize(part, scheme) if scheme and part.ndim == 2 else part.astype(dtype, copy=False)
-        if scheme:
-            return part
-        stored = self.source.precision.scheme(name.removesuffix(".weight"))
-        assert stored is not None, "a source that gives codes says their scheme"
-        return restored(part, stored, dtype)
+        return part if scheme else self._restored(part, name, dtype)
 
     def placed_twice(self) -> tuple[str, ...]:
         seen: dict[str, int] = {}
