@@ -1,7 +1,8 @@
 """router and moe: which experts a token goes to, and their gated MLPs (Shazeer et al. 2017; Jiang et al. 2024)."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,8 @@ class Moe(Spec):
     """
 
     op = "moe"
-    tolerance = NAIVE_RELATIVE
+    tolerance = replace(NAIVE_RELATIVE, halves=2)
+    """An expert's answer may be rounded before it is weighed, and once more where it has a bias."""
 
     experts: Dim
     embed: int
@@ -125,17 +127,25 @@ class Moe(Spec):
         return x
 
     def reference(self, x: Any, experts: Any, weights: Any, weight: Sequence[Any], batch: Any) -> Any:
+        return self._evaluate(x, experts, weights, weight, lambda values: values)
+
+    def magnitude(self, x: Any, experts: Any, weights: Any, weight: Sequence[Any], batch: Any) -> Any:
+        """Of what the last linear adds up, and of the answers: values of both signs cancel."""
+        return self._evaluate(x, experts, weights, weight, np.abs)
+
+    def _evaluate(self, x: Any, experts: Any, weights: Any, weight: Sequence[Any], turn: Callable[[Array], Array]) -> Array:
+        """turn: what is done to what the last linear is given, and to itself."""
         x, (gate, up, down), biases = wide(x), weight[:3], weight[3:]
         out = np.zeros_like(x)
 
-        def linear(rows: Array, tensor: Any, bias: int, expert: int) -> Array:
-            y = rows @ wide(tensor[expert]).T
-            return y + wide(biases[bias][expert]) if biases else y
+        def bias(place: int, expert: int) -> Any:
+            return wide(biases[place][expert]) if biases else 0.0
 
         for expert in np.unique(experts):
             token, rank = np.nonzero(np.asarray(experts) == expert)
-            hidden = self.gated(linear(x[token], gate, 0, expert), linear(x[token], up, 1, expert))
-            np.add.at(out, token, wide(weights)[token, rank, None] * linear(hidden, down, 2, expert))
+            opened, raised = (x[token] @ wide(part[expert]).T + bias(place, expert) for place, part in enumerate((gate, up)))
+            answers = turn(self.gated(opened, raised)) @ turn(wide(down[expert])).T + turn(np.asarray(bias(2, expert)))
+            np.add.at(out, token, wide(weights)[token, rank, None] * answers)
         return out
 
     def gated(self, gate: Array, up: Array) -> Array:
