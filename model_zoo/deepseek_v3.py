@@ -26,6 +26,8 @@ class DeepseekV3(MoeDecoder):
     @staticmethod
     def design(config: Fields) -> Design:
         config.need("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank", "max_position_embeddings")
+        if "q_lora_rank" not in config.values:
+            raise config.error("q_lora_rank", "must be given, or be null", AGAIN)
         rope, heads = config.integer("qk_rope_head_dim"), config.integer("num_attention_heads")
         config.refuse("head_dim", (rope,), "remove it; a head's sizes are qk_nope_head_dim, qk_rope_head_dim and v_head_dim")
         config.refuse("num_key_value_heads", (heads,), f"set it to {heads}; latent attention has one latent key for all heads")

@@ -30,6 +30,7 @@ class GptOss(MoeDecoder):
 
     @staticmethod
     def experts(config: Fields) -> Experts:
+        """The softmax of the kept logits is that of all, made to sum to 1 again."""
         return Experts(
             count=config.integer("num_local_experts", 128), top_k=config.integer("num_experts_per_tok", 4),
             mlp=config.integer("intermediate_size"), layers=frozenset(range(config.integer("num_hidden_layers"))),

@@ -426,6 +426,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "deepseek-head-dim": ("deepseek_v3", {"head_dim": 18}, "head_dim.*18.*qk_rope_head_dim"),
     "deepseek-uneven-groups": ("deepseek_v3", {"n_group": 3}, "n_group.*one size"),
     "deepseek-too-few-in-groups": ("deepseek_v3", {"topk_group": 1}, "n_group.*num_experts_per_tok"),
+    "deepseek-silent-rank": ("deepseek_v3", {"q_lora_rank": ...}, "q_lora_rank.*or be null"),
     "deepseek-silent-sizes": ("deepseek_v3", {"v_head_dim": None}, "v_head_dim.*must be given"),
     "nothing": ("llama", {"vocab_size": None}, "vocab_size.*None"),
 }
@@ -435,8 +436,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_what_cannot_be_computed_right_is_refused_by_name_with_a_remedy(
     family: str, changes: dict[str, Any], message: str
 ) -> None:
+    config = {key: value for key, value in _config(family, **changes).items() if value is not ...}
     with pytest.raises(CheckpointError, match=message) as caught:
-        FAMILIES[family](_config(family, **changes), dtype="float32", block_tokens=16)
+        FAMILIES[family](config, dtype="float32", block_tokens=16)
     assert "Remedy" in str(caught.value)
 
 
