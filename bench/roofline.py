@@ -20,7 +20,7 @@ from math import prod
 from ..conformance.limits import Limits
 from ..core.trace import Use, trace
 from ..model_zoo.base import Model
-from ..ops import DTYPES, Embedding, GatedLinear, Linear, Scheme, Tensor
+from ..ops import DTYPES, Embedding, GatedLinear, HeadLinear, Linear, Scheme, Tensor
 from ..ops.quantize import SCALES
 from .work import Work
 
@@ -52,7 +52,7 @@ class Bound:
 def cost(model: Model) -> Cost:
     uses = trace(model).uses
     read = {part.name: (part, _scheme(use)) for use in uses if not isinstance(use.spec, Embedding) for part in use.weight.parts}
-    linear = [use for use in uses if isinstance(use.spec, (Linear, GatedLinear))]
+    linear = [use for use in uses if isinstance(use.spec, (Linear, GatedLinear, HeadLinear))]
     return Cost(
         dtype=model.dtype,
         parameters=sum(prod(tensor.shape) for tensor in model.weights.tensors().values()),

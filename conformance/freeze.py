@@ -88,17 +88,21 @@ PROFILES: dict[str, tuple[Part, ...]] = {
         Part(("graph.logits", "graph.greedy"), 60, {**USUAL, "window": ("5", "16", "33"), "model": ("qwen2", "qwen3", "mistral")}),
         Part(LAYERED, values={**USUAL, "model": ("sliding", "full-and-sliding")}),
     ),
-    "sinks": (Part(FEATURES, 60, {**USUAL, "window": WINDOWS, "sinks": ("yes",), "softcap": ("none",)}),),
+    "sinks": (Part(FEATURES, 60, {**USUAL, "window": WINDOWS, "sinks": ("yes",), "softcap": ("none",)}), Part(("graph.gpt_oss",))),
     "latent": (
         Part(_formed("latent"), 60, {"dtype": COMPUTED, "kv": ("none",)}), Part(_formed("wide"), 20, {"dtype": COMPUTED}),
-        Part(("kv.write.latent",), 30, {"dtype": COMPUTED, "kv": ("none",)}),
+        Part(("kv.write.latent",), 30, {"dtype": COMPUTED, "kv": ("none",)}), Part(("linear.heads",), 60, {"dtype": COMPUTED}),
+        Part(("lookup.split", "lookup.concat"), 20, {"dtype": COMPUTED}), Part(("graph.latent",), values={"dtype": COMPUTED}),
     ),
     "kv_int8": (
         Part(_formed("kv"), 60, {**USUAL, "dtype": COMPUTED, "kv": ("int8",), "window": WINDOWS}),
         Part(("kv.write.codes",), 60, {**USUAL, "dtype": COMPUTED, "kv": ("int8",)}),
         Part(("kv.blocks.codes",), 30, {**USUAL, "kv": ("int8",)}),
     ),
-    "experts": (Part(("experts.router", "experts.moe"), 120, {"dtype": ("float32",)}), Part(("graph.experts",))),
+    "experts": (
+        Part(("experts.router", "experts.moe", "experts.router.biased", "experts.moe.biased"), 120, {"dtype": ("float32",)}),
+        Part(("graph.experts",)),
+    ),
     "int8": _quantized(
         "int8", ("int8", "int8.g64.float16", "int8.g128.bfloat16"), ("a8", "a8g32", "a8g128"), ("int8.g64", "int8.a8", "int8.a8g128")),
     "int4": _quantized(

@@ -49,16 +49,27 @@ def attention(spec: Attention) -> Any:
 def moe(spec: Moe) -> Any:
     """Expert after expert, each product rounded to the dtype of x."""
     def run(x: Array, experts: Array, weights: Array, weight: Sequence[Array], batch: Any) -> Array:
-        gate, up, down = weight[:3]
+        def linear(tensor: int, expert: int, row: Array) -> Array:
+            y = dot(weight[tensor][expert], row).astype(x.dtype)
+            return y + weight[3 + tensor][expert] if spec.bias else y
+
         out = np.zeros(x.shape, np.float32)
         for token, rank in np.ndindex(*experts.shape):
-            expert, row = experts[token, rank], x[token].astype(np.float32)
-            opened = FORMULAS[spec.activation](dot(gate[expert], row).astype(x.dtype).astype(np.float64)).astype(x.dtype)
-            hidden = (opened * dot(up[expert], row).astype(x.dtype)).astype(x.dtype).astype(np.float32)
-            out[token] += weights[token, rank] * dot(down[expert], hidden).astype(x.dtype).astype(np.float32)
+            expert, row = int(experts[token, rank]), x[token].astype(np.float32)
+            hidden = _gated(spec, linear(0, expert, row), linear(1, expert, row)).astype(np.float32)
+            out[token] += weights[token, rank] * linear(2, expert, hidden).astype(np.float32)
         return out.astype(x.dtype)
 
     return run
+
+
+def _gated(spec: Moe, gate: Array, up: Array) -> Array:
+    """In their dtype, rounded after each operation."""
+    dtype, alpha = gate.dtype, spec.alpha or 1.0
+    if spec.limit is not None:
+        gate, up = np.minimum(gate, dtype.type(spec.limit)), np.clip(up, dtype.type(-spec.limit), dtype.type(spec.limit)) + dtype.type(1)
+    opened = (FORMULAS[spec.activation](alpha * gate.astype(np.float64)) / alpha).astype(dtype)
+    return np.asarray(opened * up, dtype)
 
 
 def add_rms_norm(spec: AddRmsNorm) -> Any:

@@ -83,7 +83,7 @@ class Checkpoint:
     @property
     def precision(self) -> Precision:
         """How its linears are quantized."""
-        return Precision(self._scheme) if self.format else UNQUANTIZED
+        return Precision(self._scheme, stored=self.format.text) if self.format else UNQUANTIZED
 
     def _scheme(self, module: str) -> Scheme | None:
         """A tied head is stored as the embedding is."""
@@ -93,7 +93,7 @@ class Checkpoint:
 
     def tensor(self, name: str) -> np.ndarray[Any, Any] | Quantized:
         """A read-only view in the stored dtype (bfloat16 is ml_dtypes'), or the codes of a quantized weight."""
-        if self.format and (module := _module(name)) and self.format.scheme(module):
+        if self.format and (module := self.format.module(name)):
             return self.format.weight(module)
         if name not in self.files:
             raise CheckpointError(f"{self.folder} has no tensor {name!r}. Remedy: fetch the checkpoint again.")
@@ -112,7 +112,7 @@ class Checkpoint:
         """Raise `CheckpointError` unless every tensor of the table is here in its shape, and no other."""
         needed = {name: stored for tensor in weights.tensors().values() for name, stored in self._stored(tensor).items()}
         missing = [name for name, stored in needed.items() if name not in self.files and not stored.optional]
-        extra = [name for name in self.files if name not in needed and not name.endswith(weights.ignored) and not self._idle(name)]
+        extra = [name for name in self.files if name not in needed and not weights.ignores(name) and not self._idle(name)]
         if missing:
             raise CheckpointError(f"{self.folder} lacks {_few(missing)}{_naming(missing, extra)}. Remedy: {_remedy(missing)}.")
         if extra:
@@ -148,8 +148,7 @@ class Checkpoint:
 
     def _stored(self, tensor: Tensor) -> Mapping[str, Stored]:
         """The tensors of the file that a tensor of the model is made of."""
-        module = _module(tensor.name)
-        if self.format and module and len(tensor.shape) == 2 and self.format.scheme(module):
+        if self.format and len(tensor.shape) > 1 and (module := self.format.module(tensor.name)):
             return self.format.stored(module, tensor.shape)
         return {tensor.name: Stored((tensor.shape,), FLOATS)}
 
@@ -180,11 +179,6 @@ def read_json(path: Path) -> dict[str, Any]:
             "Remedy: fetch the file again."
         )
     return value
-
-
-def _module(name: str) -> str:
-    """The module whose weight a tensor is; nothing for a bias."""
-    return name.removesuffix(".weight") if name.endswith(".weight") else ""
 
 
 def _check_entry(name: str, found: Any, stored: Stored) -> None:

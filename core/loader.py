@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -195,24 +195,28 @@ class _Preparer:
         return handle
 
     def _read(self, choice: Choice, weight: Weight) -> Any:
-        ready = [self._part(part, choice) for part in weight.tensors]
-        biases = [self._part(part, choice) for part in weight.biases]
+        read = cache(self.source.tensor)
+        ready = [self._part(part, choice, read) for part in weight.tensors]
+        biases = [self._part(part, choice, read) for part in weight.biases]
         if choice.joining == "sum":
             biases = [once(part, tensor, self.mesh) for part, tensor in zip(biases, weight.biases, strict=True)]
         if choice.kernel and choice.kernel.prepare:
             return choice.kernel.prepare(choice.local, ready + biases)
         return tuple(self.platform.put(array) for array in ready + biases)
 
-    def _part(self, part: Tensor, choice: Choice) -> Any:
-        """This device's, put together where the checkpoint keeps it in pieces."""
-        pieces = [self._piece(self.source.tensor(stored.name), stored, choice) for stored in part.stored]
+    def _part(self, part: Tensor, choice: Choice, read: Callable[[str], Any]) -> Any:
+        """This device's, put together where the checkpoint keeps it in pieces, cut out where it keeps more in one."""
+        if part.view is not None:
+            [stored] = part.stored
+            return self._piece(part.view.of(self._restored(read(stored.name), stored.name, _dtype(choice))), part, choice)
+        pieces = [self._piece(read(stored.name), stored, choice) for stored in part.stored]
         return np.stack(pieces) if part.stacked else pieces[0]
 
     def _piece(self, whole: Any, tensor: Tensor, choice: Choice) -> Any:
         """As the kernel takes it: in its dtype, or, of a quantized linear, as codes; biases and embeddings stay floats."""
         scheme, mesh = getattr(choice.spec, "scheme", None), self.mesh
         if scheme is None or len(tensor.shape) != 2:
-            dtype = DTYPES[getattr(choice.spec, "dtype", "float32")]
+            dtype = _dtype(choice)
             return local_tensor(self._restored(whole, tensor.name, dtype), tensor, mesh).astype(dtype, copy=False)
         if isinstance(whole, Quantized):
             return local_codes(whole, scheme, tensor, mesh)
@@ -236,6 +240,10 @@ class _Preparer:
             for name in names:
                 seen[name] = seen.get(name, 0) + 1
         return tuple(name for name, count in seen.items() if count > 1)
+
+
+def _dtype(choice: Choice) -> Any:
+    return DTYPES[getattr(choice.spec, "dtype", "float32")]
 
 
 def _packed_name(choice: Choice, parts: Sequence[Tensor]) -> str | None:

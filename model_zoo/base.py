@@ -15,15 +15,23 @@ def unquantized(module: str) -> Scheme | None:
     return None
 
 
+def as_floats(module: str) -> str | None:
+    """The answer for every module of a source that keeps nothing in codes."""
+    return None
+
+
 @dataclass(frozen=True)
 class Precision:
     """How a model keeps what it does not compute in: the scheme of a linear by its module's name in the checkpoint, and the KV's codes.
 
     kv_dtype: of `WriteKV` and `Attention`; None: keys and values are kept in the model's dtype.
+    stored: how the checkpoint keeps a module whose codes become floats again where no kernel takes them; None: in floats, or
+    its scheme is somebody's wish.
     """
 
     scheme: Callable[[str], Scheme | None] = unquantized
     kv_dtype: str | None = None
+    stored: Callable[[str], str | None] = as_floats
 
     def of(self, *modules: str) -> Scheme | None:
         """The one scheme of modules that are fused into one linear. Raises `CheckpointError` where they differ."""
@@ -32,6 +40,20 @@ class Precision:
             found = ", ".join(f"{module}: {self.scheme(module)}" for module in modules)
             raise CheckpointError(f"these share their input, and run as one: {found}. Remedy: quantize all of them alike, or none.")
         return schemes.pop()
+
+    def restored(self, *modules: str) -> str | None:
+        """How the checkpoint keeps modules that are one weight of floats.
+
+        Raises `CheckpointError` where codes are somebody's wish, or activations would have to be quantized as well.
+        """
+        for module in modules:
+            scheme = self.scheme(module)
+            if scheme is not None and (self.stored(module) is None or scheme.activation is not None):
+                raise CheckpointError(
+                    f"{module} is quantized ({scheme}), and is computed in floats only. "
+                    "Remedy: leave the quantization out, or use the unquantized checkpoint."
+                )
+        return " or ".join(sorted({stored for module in modules if (stored := self.stored(module))})) or None
 
 
 UNQUANTIZED = Precision()

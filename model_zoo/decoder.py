@@ -24,6 +24,7 @@ from ..ops import (
     StateArray,
     StateGroup,
     TakeRows,
+    Tensor,
     Weight,
     WeightTable,
     WriteKV,
@@ -34,8 +35,8 @@ from .rotary import Rotary, rotary
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 QKV, OUT = "self_attn.q_proj self_attn.k_proj self_attn.v_proj", "self_attn.o_proj"
-GATE_UP, DOWN = "mlp.gate_proj mlp.up_proj", "mlp.down_proj"
-"""The linears of a layer: the modules that are fused into each."""
+GATE_UP, DOWN = "gate_proj up_proj", "down_proj"
+"""The linears of a layer and of an MLP: the modules that are fused into each."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Design:
 
     rope: where the rotary embeddings are described; `local_rope` those of layers with a window, where they differ.
     context_tokens: None means what the rotary scaling was made for.
-    attention_scale: None means head_dim ** -0.5. post_norms: attention and MLP are normed before they are added, too.
+    attention_scale: None means head_dim ** -0.5. sinks: of `Attention`.
+    post_norms: attention and MLP are normed before they are added, too.
     softcap, logit_softcap: x becomes softcap * tanh(x / softcap), of scores and of logits.
     """
 
@@ -69,8 +71,29 @@ class Design:
     norm_offset: float = 0.0
     embed_scale: float | None = None
     attention_scale: float | None = None
+    sinks: bool = False
     softcap: float | None = None
     logit_softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A gated MLP: its two linears, and the module of the checkpoint that holds them."""
+
+    module: str
+    gate_up: GatedLinear
+    down: Linear
+
+    @classmethod
+    def of(cls, module: str, d: Design, size: int, dtype: str, precision: Precision) -> Mlp:
+        embed, mlp = Dim(d.embed, "embed"), Dim(size, "mlp")
+        opening, closing = (precision.of(*_names(module, modules)) for modules in (GATE_UP, DOWN))
+        gate_up = Linear(input=embed, outputs=(mlp, mlp), dtype=dtype, bias=d.mlp_bias, scheme=opening)
+        down = Linear(input=mlp, outputs=(embed,), dtype=dtype, bias=d.mlp_bias, scheme=closing)
+        return cls(module, GatedLinear(linear=gate_up, activation=GatedActivation(kind=d.activation, dtype=dtype)), down)
+
+    def weights(self) -> dict[str, Weight]:
+        return {"gate_up": _fused(self.gate_up.linear, self.module, GATE_UP), "down": _fused(self.down, self.module, DOWN)}
 
 
 class Decoder(Model):
@@ -95,46 +118,19 @@ class Decoder(Model):
         if d.heads % d.kv_heads:
             raise fields.error("num_key_value_heads", f"must divide {d.heads} heads", AGAIN)
         turn = _rotary(d, d.rope, max_model_len)
+        local = turn if d.local_rope is None else _rotary(d, d.local_rope, max_model_len)
         self.vocab_size, self.num_layers, self.context_tokens = d.vocab, len(d.windows), d.context_tokens or turn.context_tokens
         self.dtype, self.head_dim, self.qk_norm, self.post_norms = dtype, d.head_dim, d.qk_norm, d.post_norms
 
-        vocab, embed, mlp = Dim(d.vocab, "vocab"), Dim(d.embed, "embed"), Dim(d.mlp, "mlp")
-        heads, kv_heads = Dim(d.heads, "heads"), Dim(d.kv_heads, "kv_heads")
-        q_size, kv_size = Dim(d.heads * d.head_dim, "heads"), Dim(d.kv_heads * d.head_dim, "kv_heads")
-
+        vocab, embed = Dim(d.vocab, "vocab"), Dim(d.embed, "embed")
         self.embedding = Embedding(vocab=vocab, size=d.embed, dtype=dtype)
         self.embed_scale = None if d.embed_scale is None else Scale(factor=float(DTYPES[dtype].type(d.embed_scale)), dtype=dtype)
         self.norm = RmsNorm(size=d.embed, epsilon=d.epsilon, dtype=dtype, offset=d.norm_offset)
         self.add_norm = AddRmsNorm(norm=self.norm)
         self.add = Add(dtype=dtype)
-        self.take, self.take_mixed = (TakeRows(size=size, dtype=dtype) for size in (embed, q_size))
-        self.head_norm = RmsNorm(size=d.head_dim, epsilon=d.epsilon, dtype=dtype, offset=d.norm_offset)
-        write = WriteKV(kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim, dtype=dtype, kv_dtype=precision.kv_dtype)
-
-        def rope_write(turn: Rotary) -> QkvRopeWrite:
-            query, key = (Rope(heads=of, head_dim=d.head_dim, frequencies=turn.frequencies, dtype=dtype, scale=turn.factor)
-                          for of in (heads, kv_heads))
-            return QkvRopeWrite(query=query, key=key, write=write)
-
-        everywhere = rope_write(turn)
-        local = everywhere if d.local_rope is None else rope_write(_rotary(d, d.local_rope, max_model_len))
-        self.rope_write = tuple(everywhere if window is None else local for window in d.windows)
-        by_window = {window: Attention(
-            heads=heads, kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim,
-            scale=d.attention_scale or d.head_dim**-0.5, dtype=dtype, window=window, softcap=d.softcap, kv_dtype=precision.kv_dtype,
-        ) for window in set(d.windows)}
-        self.attention = tuple(by_window[window] for window in d.windows)
-
-        def linear(modules: str, inputs: Dim, outputs: tuple[Dim, ...], bias: bool) -> list[Linear]:
-            """One for each layer: a checkpoint may quantize some of them."""
-            names = [[f"model.layers.{i}.{module}" for module in modules.split()] for i in range(self.num_layers)]
-            return [Linear(input=inputs, outputs=outputs, dtype=dtype, bias=bias, scheme=precision.of(*fused)) for fused in names]
-
-        self.qkv = linear(QKV, embed, (q_size, kv_size, kv_size), d.qkv_bias)
-        self.out = linear(OUT, q_size, (embed,), d.out_bias)
-        activation = GatedActivation(kind=d.activation, dtype=dtype)
-        self.gate_up = [GatedLinear(linear=one, activation=activation) for one in linear(GATE_UP, embed, (mlp, mlp), d.mlp_bias)]
-        self.down = linear(DOWN, mlp, (embed,), d.mlp_bias)
+        cell = self._add_attention(fields, d, turn, local, precision)
+        self.take, self.take_mixed = (TakeRows(size=size, dtype=dtype) for size in (embed, self.out[0].input))
+        self.mlps = [Mlp.of(f"model.layers.{i}.mlp", d, d.mlp, dtype, precision) for i in range(self.num_layers)]
         self._add_experts(fields, d, precision)
         self.lm_head = Linear(input=embed, outputs=(vocab,), dtype=dtype, out_dtype="float32", scheme=precision.of("lm_head"))
         self.capping = None if d.logit_softcap is None else _capping(d.logit_softcap)
@@ -147,19 +143,60 @@ class Decoder(Model):
             },
             layers=[self._layer_weights(i) for i in range(self.num_layers)],
             ignored=(".rotary_emb.inv_freq", *(("lm_head.weight",) if d.tied else ())),
+            ignored_modules=self._ignored_modules(fields),
         )
-        self.states = _groups(d, write.arrays, block_tokens)
+        self.states = _groups(d, cell, block_tokens)
+
+    def _add_attention(self, fields: Fields, d: Design, turn: Rotary, local: Rotary, precision: Precision) -> Mapping[str, StateArray]:
+        """The specs of attention. turn, local: the rotary embeddings of full layers, and of those with a window. Gives a cell's arrays."""
+        dtype, kv_dtype = self.dtype, precision.kv_dtype
+        embed, heads, kv_heads = Dim(d.embed, "embed"), Dim(d.heads, "heads"), Dim(d.kv_heads, "kv_heads")
+        q_size, kv_size = Dim(d.heads * d.head_dim, "heads"), Dim(d.kv_heads * d.head_dim, "kv_heads")
+        self.head_norm = RmsNorm(size=d.head_dim, epsilon=d.epsilon, dtype=dtype, offset=d.norm_offset)
+        write = WriteKV(kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim, dtype=dtype, kv_dtype=kv_dtype)
+
+        def rope_write(turn: Rotary) -> QkvRopeWrite:
+            query, key = (Rope(heads=of, head_dim=d.head_dim, frequencies=turn.frequencies, dtype=dtype, scale=turn.factor)
+                          for of in (heads, kv_heads))
+            return QkvRopeWrite(query=query, key=key, write=write)
+
+        everywhere, sliding = rope_write(turn), rope_write(local)
+        self.rope_write = tuple(everywhere if window is None else sliding for window in d.windows)
+        by_window = {window: Attention(
+            heads=heads, kv_heads=kv_heads, key_dim=d.head_dim, value_dim=d.head_dim, scale=d.attention_scale or d.head_dim**-0.5,
+            dtype=dtype, window=window, softcap=d.softcap, sinks=d.sinks, kv_dtype=kv_dtype,
+        ) for window in set(d.windows)}
+        self.attention = tuple(by_window[window] for window in d.windows)
+        self.qkv = self._linears(QKV, embed, (q_size, kv_size, kv_size), d.qkv_bias, precision)
+        self.out = self._linears(OUT, q_size, (embed,), d.out_bias, precision)
+        return write.arrays
+
+    def _linears(self, modules: str, inputs: Dim, outputs: tuple[Dim, ...], bias: bool, precision: Precision) -> list[Linear]:
+        """One for each layer: a checkpoint may quantize some of them."""
+        schemes = [precision.of(*_names(f"model.layers.{i}", modules)) for i in range(self.num_layers)]
+        return [Linear(input=inputs, outputs=outputs, dtype=self.dtype, bias=bias, scheme=scheme) for scheme in schemes]
+
+    def _ignored_modules(self, fields: Fields) -> tuple[str, ...]:
+        """What a checkpoint may hold beside the model."""
+        return ()
 
     def _layer_weights(self, i: int) -> dict[str, Weight]:
         at = f"model.layers.{i}"
-        norms = {name: self.head_norm.weight(f"{at}.self_attn.{name}") for name in ("q_norm", "k_norm")}
         return {
             "attn_norm": self.norm.weight(f"{at}.input_layernorm"),
-            "qkv": _fused(self.qkv[i], at, QKV),
-            **(norms if self.qk_norm else {}),
-            "out": _fused(self.out[i], at, OUT),
+            **self._attention_weights(i, at),
             **self._norms_between(at),
             **self._mlp_weights(i, at),
+        }
+
+    def _attention_weights(self, i: int, at: str) -> dict[str, Weight]:
+        norms = {name: self.head_norm.weight(f"{at}.self_attn.{name}") for name in ("q_norm", "k_norm")}
+        sinks = Tensor(f"{at}.self_attn.sinks", (self.attention[i].heads.size,), ("heads",))
+        return {
+            "qkv": _fused(self.qkv[i], at, QKV),
+            **(norms if self.qk_norm else {}),
+            **({"sinks": Weight((sinks,))} if self.attention[i].sinks else {}),
+            "out": _fused(self.out[i], at, OUT),
         }
 
     def _norms_between(self, at: str) -> dict[str, Weight]:
@@ -173,7 +210,7 @@ class Decoder(Model):
         """Where a family makes the specs of layers that have more than the plain MLP."""
 
     def _mlp_weights(self, i: int, at: str) -> dict[str, Weight]:
-        return {"gate_up": _fused(self.gate_up[i].linear, at, GATE_UP), "down": _fused(self.down[i], at, DOWN)}
+        return self.mlps[i].weights()
 
     def embed(self, ops: Any, w: Any, batch: Any) -> Any:
         x = ops.embedding(self.embedding, batch.tokens, w.embed)
@@ -194,7 +231,8 @@ class Decoder(Model):
 
     def _mlp(self, i: int, ops: Any, h: Any, w: Any, batch: Any) -> Any:
         """h [tokens, embed] -> [tokens, embed]."""
-        return ops.linear(self.down[i], ops.gated_linear(self.gate_up[i], h, w.gate_up, batch), w.down, batch)
+        mlp = self.mlps[i]
+        return ops.linear(mlp.down, ops.gated_linear(mlp.gate_up, h, w.gate_up, batch), w.down, batch)
 
     def _attend(self, i: int, ops: Any, h: Any, w: Any, batch: Any, state: Any) -> Any:
         """h [tokens, embed] -> [tokens, heads * head_dim]: the heads' values, mixed."""
@@ -203,7 +241,8 @@ class Decoder(Model):
         if self.qk_norm:
             q, k = ops.rms_norm(self.head_norm, q, w.q_norm), ops.rms_norm(self.head_norm, k, w.k_norm)
         q = ops.qkv_rope_write(self.rope_write[i], q, k, v, state, batch)
-        return ops.attention(self.attention[i], q, state, batch).reshape(tokens, -1)
+        sinks = [w.sinks] if self.attention[i].sinks else []
+        return ops.attention(self.attention[i], q, state, batch, *sinks).reshape(tokens, -1)
 
     def head(self, ops: Any, w: Any, rows: Any, batch: Any) -> Any:
         logits = ops.linear(self.lm_head, ops.rms_norm(self.norm, rows, w.norm), w.head, batch)
@@ -213,8 +252,12 @@ class Decoder(Model):
         return ops.scale(up, ops.activation(tanh, ops.scale(down, logits)))
 
 
+def _names(at: str, modules: str) -> list[str]:
+    return [f"{at}.{module}" for module in modules.split()]
+
+
 def _fused(spec: Linear, at: str, modules: str) -> Weight:
-    return spec.weight(*(f"{at}.{module}" for module in modules.split()))
+    return spec.weight(*_names(at, modules))
 
 
 def one_window(config: Fields, window: int | None) -> tuple[int | None, ...]:

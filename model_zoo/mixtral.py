@@ -23,6 +23,6 @@ class Mixtral(MoeDecoder):
     def experts(config: Fields) -> Experts:
         return Experts(
             count=config.integer("num_local_experts"), top_k=config.integer("num_experts_per_tok"),
-            mlp=config.integer("intermediate_size"), renormalize=True,
-            layers=frozenset(range(config.integer("num_hidden_layers"))), block="block_sparse_moe", gate="w1", up="w3", down="w2",
+            mlp=config.integer("intermediate_size"), layers=frozenset(range(config.integer("num_hidden_layers"))),
+            router="block_sparse_moe.gate", each="block_sparse_moe.experts.{}", gate="w1", up="w3", down="w2",
         )

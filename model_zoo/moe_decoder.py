@@ -2,33 +2,44 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import CheckpointError
 from ..ops import Dim, Linear, Moe, Router, Weight
 from .base import Precision
 from .config import AGAIN, Fields
-from .decoder import Decoder, Design
+from .decoder import Decoder, Design, Mlp
 
 
 @dataclass(frozen=True)
 class Experts:
-    """How many there are, how many a token goes to, and what the checkpoint calls them.
+    """How many there are, which of them a token goes to, what they compute, and what the checkpoint calls them.
 
-    mlp: the inner size of one; renormalize: the kept gates are made to sum to 1; layers: those that have experts.
-    block: the module in a layer that holds the router (`gate`) and `experts`; gate, up, down: an expert's linears.
+    layers: those that have experts; router: the module in such a layer that scores them; each: that of one expert ({} is its
+    number), with the linears gate, up and down. mlp: the inner size of one; shared: that of the MLP beside them, which every
+    token goes through (None: there is none). renormalize, sigmoid, groups, top_groups, scale: of `Router`. correction: the
+    checkpoint has its bias for the choice. bias: router and experts have biases. limit, alpha: of `Moe`.
     """
 
     count: int
     top_k: int
     mlp: int
-    renormalize: bool
     layers: frozenset[int]
-    block: str
-    gate: str
-    up: str
-    down: str
+    router: str = "mlp.gate"
+    each: str = "mlp.experts.{}"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    shared: int | None = None
+    renormalize: bool = True
+    sigmoid: bool = False
+    correction: bool = False
+    groups: int | None = None
+    top_groups: int | None = None
+    scale: float | None = None
+    bias: bool = False
+    limit: float | None = None
+    alpha: float | None = None
 
 
 class MoeDecoder(Decoder):
@@ -43,37 +54,46 @@ class MoeDecoder(Decoder):
         e = self.mixture = self.experts(fields)
         if e.top_k > e.count:
             raise fields.error("num_experts_per_tok", f"must be at most the {e.count} experts", AGAIN)
-        for layer in e.layers:
-            _refuse_quantized(precision, [f"model.layers.{layer}.{e.block}.experts.{n}.{part}" for n in range(e.count)
-                                          for part in (e.gate, e.up, e.down)])
         count = Dim(e.count, "experts")
-        self.gates = {i: Linear(
-            input=Dim(d.embed, "embed"), outputs=(Dim(e.count),), dtype=self.dtype, out_dtype="float32",
-            scheme=precision.of(f"model.layers.{i}.{e.block}.gate"),
-        ) for i in e.layers}
-        self.router = Router(experts=count, top_k=e.top_k, renormalize=e.renormalize)
-        self.moe = Moe(
-            experts=count, embed=d.embed, mlp=Dim(e.mlp, "mlp"), top_k=e.top_k, activation=d.activation, dtype=self.dtype
+        self.router = Router(
+            experts=count, top_k=e.top_k, renormalize=e.renormalize, sigmoid=e.sigmoid, bias=e.correction,
+            groups=e.groups, top_groups=e.top_groups, scale=e.scale,
         )
+        self.gates: dict[int, Linear] = {}
+        self.moe: dict[int, Moe] = {}
+        for i in e.layers:
+            at = f"model.layers.{i}"
+            self.gates[i] = Linear(input=Dim(d.embed, "embed"), outputs=(Dim(e.count),), dtype=self.dtype, bias=e.bias,
+                                   out_dtype="float32", scheme=precision.of(f"{at}.{e.router}"))
+            floats = Moe(experts=count, embed=d.embed, mlp=Dim(e.mlp, "mlp"), top_k=e.top_k, activation=d.activation,
+                         dtype=self.dtype, bias=e.bias, limit=e.limit, alpha=e.alpha)
+            modules = [stored.name.removesuffix(".weight") for part in self._expert_weights(floats, at).tensors for stored in part.stored]
+            self.moe[i] = replace(floats, stored=precision.restored(*modules))
+            if e.shared is not None:
+                self.mlps[i] = Mlp.of(f"{at}.mlp.shared_experts", d, e.shared, self.dtype, precision)
+
+    def _expert_weights(self, spec: Moe, at: str) -> Weight:
+        """Of the experts in the layer `at`."""
+        e = self.mixture
+        return spec.weight(*(f"{at}.{e.each}.{part}.weight" for part in (e.gate, e.up, e.down)))
 
     def _mlp_weights(self, i: int, at: str) -> dict[str, Weight]:
         e = self.mixture
         if i not in e.layers:
             return super()._mlp_weights(i, at)
-        names = (f"{at}.{e.block}.experts.{{}}.{part}.weight" for part in (e.gate, e.up, e.down))
-        return {"router": self.gates[i].weight(f"{at}.{e.block}.gate"), "experts": self.moe.weight(*names)}
+        router = f"{at}.{e.router}"
+        return {
+            "router": self.gates[i].weight(router),
+            **({"correction": self.router.weight(f"{router}.e_score_correction_bias")} if e.correction else {}),
+            "experts": self._expert_weights(self.moe[i], at),
+            **(super()._mlp_weights(i, at) if e.shared is not None else {}),
+        }
 
     def _mlp(self, i: int, ops: Any, h: Any, w: Any, batch: Any) -> Any:
-        if i not in self.mixture.layers:
+        e = self.mixture
+        if i not in e.layers:
             return super()._mlp(i, ops, h, w, batch)
-        chosen, shares = ops.router(self.router, ops.linear(self.gates[i], h, w.router, batch))
-        return ops.moe(self.moe, h, chosen, shares, w.experts, batch)
-
-
-def _refuse_quantized(precision: Precision, modules: list[str]) -> None:
-    for module in modules:
-        if (scheme := precision.scheme(module)) is not None:
-            raise CheckpointError(
-                f"{module} is quantized ({scheme}), and quantized experts are not computed yet. "
-                "Remedy: leave the quantization out, or use the unquantized checkpoint."
-            )
+        scores = ops.linear(self.gates[i], h, w.router, batch)
+        chosen, shares = ops.router(self.router, scores, *([w.correction] if e.correction else []))
+        mixed = ops.moe(self.moe[i], h, chosen, shares, w.experts, batch)
+        return mixed if e.shared is None else ops.add(self.add, mixed, super()._mlp(i, ops, h, w, batch))

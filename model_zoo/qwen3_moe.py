@@ -28,5 +28,4 @@ class Qwen3Moe(MoeDecoder):
             top_k=config.integer("num_experts_per_tok"), mlp=config.integer("moe_intermediate_size"),
             renormalize=config.flag("norm_topk_prob"),
             layers=frozenset(i for i in range(layers) if (i + 1) % step == 0 and i not in dense),
-            block="mlp", gate="gate_proj", up="up_proj", down="down_proj",
         )

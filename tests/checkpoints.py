@@ -12,11 +12,11 @@ SMALL = {
 
 
 def build(family: str, *, seed: int = 0, **config: Any) -> Any:
-    """A float32 transformers model whose biases and norms are random too, unlike a fresh one's."""
+    """A float32 transformers model whose biases, norms and corrections are random too, unlike a fresh one's."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if family in ("qwen3", "gemma2", "gemma3_text"):
+    if family in ("qwen3", "gemma2", "gemma3_text", "gpt_oss"):
         config = {"head_dim": 8, **config}
     torch.manual_seed(seed)
     made = AutoConfig.for_model(family, **(SMALL | config))
@@ -27,6 +27,9 @@ def build(family: str, *, seed: int = 0, **config: Any) -> Any:
                 parameter.normal_(1.0, 0.2)
             else:
                 parameter.normal_(0.0, 0.3 if parameter.ndim == 1 else 1.5 * parameter.shape[-1] ** -0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0.0, 0.2)
     return model
 
 

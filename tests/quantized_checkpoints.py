@@ -114,6 +114,10 @@ def plain_quantized(weight: Quantized) -> dict[str, Array]:
     return {"weight": weight.codes, "weight_scale": weight.scales if weight.scales.size > 1 else weight.scales.reshape(1)}
 
 
+def fp8(weight: Quantized) -> dict[str, Array]:
+    return {"weight": weight.codes, "weight_scale_inv": weight.scales}
+
+
 def compressed(kind: str, weights: Mapping[str, Any], activations: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     return {
         "quant_method": "compressed-tensors", "format": kind, "quantization_status": "compressed", "ignore": ["lm_head"],

@@ -44,6 +44,7 @@ FLOAT = {"num_bits": 8, "type": "float", "symmetric": True}
 DYNAMIC = {"num_bits": 8, "dynamic": True, "strategy": "token", "symmetric": True}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [16, 32]}
 
 CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "compressed-int4-group": ("int4:g32:bfloat16", made.compressed("pack-quantized", INT4), made.pack_quantized(4)),
@@ -75,6 +76,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "gptq-8": ("int8:g32:zeros:float16", {**GPTQ, "bits": 8}, made.gptq(8)),
     "gptq-whole-rows": ("int4:zeros:float16", {**GPTQ, "group_size": -1}, made.gptq(4)),
     "awq": ("int4:g32:zeros:float16", AWQ, made.awq),
+    "fp8": ("float8_e4m3fn:g32:r16", FP8, made.fp8),
 }
 
 
@@ -132,7 +134,7 @@ def test_what_the_usual_packages_wrote_gives_the_logits_that_they_restore(name: 
     path = WRITTEN[name]
     expected = np.load(path / "expected.npy" if path.is_dir() else path.with_suffix(".npy"))
     ours = loaded(path, registry.named(computes))
-    assert all(spec.scheme is not None and spec.scheme.activation is None for spec in ours.model.down)
+    assert all(mlp.down.scheme is not None and mlp.down.scheme.activation is None for mlp in ours.model.mlps)
     assert relative(logits(ours, [3, 1, 4, 1, 5, 9, 2, 6]), expected) < 3e-6
 
 
@@ -154,7 +156,7 @@ def test_activations_are_quantized_only_where_the_checkpoint_says_so(platform: R
     for name in ("compressed-int4-group", "gptq-4", "awq", "compressed-w8a8"):
         scheme, settings, pack = CASES[name]
         ours, _ = made.write(tmp_path / name, Scheme.parse(scheme), settings, pack)
-        assert {use.scheme.activation for use in loaded(ours, platform).model.down} == {activations[name]}
+        assert {mlp.down.scheme.activation for mlp in loaded(ours, platform).model.mlps} == {activations[name]}
     assert [name for name, kind in activations.items() if kind] == ["compressed-w8a8", "compressed-fp8-channel"]
 
 
@@ -232,12 +234,15 @@ def _grouped(weights: dict[str, Any] | None = None, activations: dict[str, Any] 
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "method": ({"quant_method": "bitsandbytes"}, "bitsandbytes.*Known: awq, compressed-tensors, gptq"),
+    "method": ({"quant_method": "bitsandbytes"}, "bitsandbytes.*Known: awq, compressed-tensors, fp8, gptq, mxfp4"),
     "no-method": ({}, "None.*Known: awq"),
     "gptq-3-bits": (_settings("gptq-4", bits=3), "'bits' is 3.*4 or 8"),
     "gptq-marlin": (_settings("gptq-4", checkpoint_format="marlin"), "marlin"),
     "gptq-group-0": (_settings("gptq-4", group_size=0), "'group_size' is 0"),
     "gptq-dynamic": (_settings("gptq-4", dynamic={"lm_head": {}}), "dynamic"),
+    "fp8-of-another-kind": ({**FP8, "fmt": "e5m2"}, "'fmt' is 'e5m2'.*e4m3"),
+    "fp8-static-activations": ({**FP8, "activation_scheme": "static"}, "static.*dynamic"),
+    "fp8-without-blocks": ({**FP8, "weight_block_size": None}, "weight_block_size.*None.*blocks"),
     "awq-gemv": (_settings("awq", version="gemv"), "gemv.*gemm"),
     "awq-8-bits": (_settings("awq", bits=8), "'bits' is 8"),
     "compressed-bits": (_grouped({"num_bits": 3}), "num_bits.*3.*4 or 8 bits"),
@@ -311,7 +316,7 @@ def test_a_layer_or_a_pattern_may_stay_in_floats(platform: Reference, tmp_path: 
 
     ours, floats = made.write(tmp_path / "quantized", scheme, settings, made.pack_quantized(4), linear=quantized)
     model = loaded(ours, platform).model
-    assert [spec.scheme for spec in model.down] == [None, scheme] and [spec.scheme for spec in model.qkv] == [scheme, None]
+    assert [mlp.down.scheme for mlp in model.mlps] == [None, scheme] and [spec.scheme for spec in model.qkv] == [scheme, None]
     assert relative(logits(loaded(ours, platform), made.PROMPT), logits(loaded(floats, platform), made.PROMPT)) < 2e-6
 
 

@@ -25,20 +25,29 @@ def kernel_for(platform: Platform, spec: Spec) -> Kernel:
     return next(kernel for kernel in platform.kernels() if kernel.op == spec.op and kernel.supports(spec) is None)
 
 
+FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "biased-and-limited": ({"bias": True, "groups": 4, "top_groups": 2, "scale": 2.5}, {"bias": True, "limit": 7.0, "alpha": 1.702}),
+}
+"""Fields of the router and of the experts."""
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_token_keeps_its_bits_among_others(cpu: Platform, dtype: str) -> None:
+def test_a_token_keeps_its_bits_among_others(cpu: Platform, dtype: str, form: str) -> None:
     rng = np.random.default_rng(0)
-    router = Router(experts=Dim(13), top_k=3)
-    moe = Moe(experts=Dim(13), embed=72, mlp=Dim(40), top_k=3, activation="silu", dtype=dtype)
+    router = Router(experts=Dim(12), top_k=3, **FORMS[form][0])
+    moe = Moe(experts=Dim(12), embed=72, mlp=Dim(40), top_k=3, activation="silu", dtype=dtype, **FORMS[form][1])
     route, run = kernel_for(cpu, router).run, kernel_for(cpu, moe)
     assert run.name == "native.moe" and run.batch_invariant and run.prepare is not None
-    weight = run.prepare(moe, [rng.normal(size=shape).astype(DTYPES[dtype]) for shape in ((13, 40, 72), (13, 40, 72), (13, 72, 40))])
+    weight = run.prepare(moe, [rng.normal(size=part.shape).astype(DTYPES[dtype]) for part in moe.weight("g", "u", "d").parts])
+    bias = [(rng.normal(size=12).astype(np.float32),)] if router.bias else []
 
     def result(rows: slice) -> tuple[Any, ...]:
-        chosen = route(router, logits[rows])
+        chosen = route(router, logits[rows], *bias)
         return (*chosen, run.run(moe, x[rows], *chosen, weight, None))
 
-    logits, x = rng.normal(size=(67, 13)).astype(np.float32), rng.normal(size=(67, 72)).astype(DTYPES[dtype])
+    logits, x = rng.normal(size=(67, 12)).astype(np.float32), rng.normal(size=(67, 72)).astype(DTYPES[dtype])
     together = result(slice(None))
     for rows in (slice(0, 1), slice(5, 12), slice(30, 67)):
         for alone, among in zip(result(rows), together, strict=True):

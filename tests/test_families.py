@@ -23,7 +23,9 @@ from inferplane.core.runner import Runner, pack
 from inferplane.core.scheduler.plan import RowPlan, StepPlan
 from inferplane.errors import CapacityError
 from inferplane.model_zoo.base import UNQUANTIZED, Model
+from inferplane.model_zoo.deepseek_v3 import DeepseekV3
 from inferplane.model_zoo.gemma2 import Gemma2
+from inferplane.model_zoo.gpt_oss import GptOss
 from inferplane.model_zoo.llama import Llama
 from inferplane.model_zoo.mistral import Mistral
 from inferplane.model_zoo.mixtral import Mixtral
@@ -861,6 +863,16 @@ MODELS: dict[str, tuple[type[Model], dict[str, Any]]] = {
         "attn_logit_softcapping": 2.0, "final_logit_softcapping": 9.0,
     }),
     "mixtral": (Mixtral, CONFIG | {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "gpt_oss": (GptOss, CONFIG | {
+        "model_type": "gpt_oss", "layer_types": ["sliding_attention"] * 2, "sliding_window": 6, "head_dim": 4,
+        "num_local_experts": 5, "num_experts_per_tok": 2, "swiglu_limit": 1.0,
+        "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0},
+    }),
+    "deepseek_v3": (DeepseekV3, CONFIG | {
+        "model_type": "deepseek_v3", "num_key_value_heads": 6, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3,
+        "topk_group": 2, "moe_intermediate_size": 20, "first_k_dense_replace": 1, "q_lora_rank": 10, "kv_lora_rank": 12,
+        "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5,
+    }),
 }
 
 

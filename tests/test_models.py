@@ -18,8 +18,10 @@ from inferplane.core.score import logits
 from inferplane.core.trace import trace
 from inferplane.errors import CheckpointError, ModelError, ModelNotFound
 from inferplane.model_zoo.base import Model
+from inferplane.model_zoo.deepseek_v3 import DeepseekV3
 from inferplane.model_zoo.gemma2 import Gemma2
 from inferplane.model_zoo.gemma3_text import Gemma3Text
+from inferplane.model_zoo.gpt_oss import GptOss
 from inferplane.model_zoo.llama import Llama
 from inferplane.model_zoo.mistral import Mistral
 from inferplane.model_zoo.mixtral import Mixtral
@@ -30,13 +32,19 @@ from inferplane.platforms import registry
 from inferplane.platforms.contract import Options, Platform
 from inferplane.platforms.reference import Reference
 
-ZOO = (Gemma2, Gemma3Text, Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3Moe)
+ZOO = (DeepseekV3, Gemma2, Gemma3Text, GptOss, Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3Moe)
 FAMILIES: dict[str, type[Model]] = {model.model_type: model for model in ZOO}
 STEPS = 64
 SPARSE = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "decoder_sparse_step": 2,
           "rms_norm_eps": 1e-5, "rope_theta": 1e4}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 MIXED = ["full_attention", "sliding_attention", "sliding_attention"]
+OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7, "rope_parameters": {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "truncate": False, "rope_theta": 150000.0}}
+DEEPSEEK = {
+    "num_key_value_heads": 6, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1, "q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 10, "qk_rope_head_dim": 8, "v_head_dim": 12,
+}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -67,6 +75,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe-every-second-layer": ("qwen3_moe", {**EXPERTS, "decoder_sparse_step": 2, "head_dim": 16}),
     "qwen3-moe-dense-layer-sliding": (
         "qwen3_moe", {**EXPERTS, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 9}),
+    "gpt-oss": ("gpt_oss", OSS),
+    "gpt-oss-low-limit": (
+        "gpt_oss",
+        {**OSS, "swiglu_limit": 0.6, "swiglu_alpha": 1.1, "num_experts_per_tok": 1, "layer_types": MIXED, "tie_word_embeddings": True},
+    ),
+    "gpt-oss-no-biases-in-attention": ("gpt_oss", {**OSS, "attention_bias": False, "head_dim": 16, "num_experts_per_tok": 4}),
+    "deepseek-v3": ("deepseek_v3", DEEPSEEK),
+    "deepseek-v3-yarn": (
+        "deepseek_v3",
+        {**DEEPSEEK, "routed_scaling_factor": 1.0, "n_shared_experts": 2, "rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.3}},
+    ),
+    "deepseek-v3-gates-as-they-are": (
+        "deepseek_v3",
+        {**DEEPSEEK, "norm_topk_prob": False, "n_group": 1, "topk_group": 1, "attention_bias": True, "rope_interleave": False},
+    ),
+    "deepseek-v3-dense-with-whole-queries": ("deepseek_v3", {**DEEPSEEK, "first_k_dense_replace": 3, "q_lora_rank": None}),
     "gemma2": ("gemma2", {}),
     "gemma2-low-caps": (
         "gemma2",
@@ -316,7 +341,7 @@ def _config(family: str, **changes: Any) -> dict[str, Any]:
     return {
         "model_type": family, "architectures": ["AnyForCausalLM"], "vocab_size": 131, "hidden_size": 48, "intermediate_size": 80,
         "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256,
-        **(SPARSE if family in ("mixtral", "qwen3_moe") else {}), **changes,
+        **({"mixtral": SPARSE, "qwen3_moe": SPARSE, "gpt_oss": OSS, "deepseek_v3": DEEPSEEK}.get(family, {})), **changes,
     }
 
 
@@ -350,9 +375,11 @@ def test_layers_of_one_lifetime_are_one_state_group(family: str, changes: dict[s
 def test_a_graph_traces_with_every_declared_weight_in_use(family: str) -> None:
     traced = trace(FAMILIES[family](_config(family, tie_word_embeddings=True), dtype="bfloat16", block_tokens=16))
     ops = {spec.op for spec in traced.specs}
-    assert ops >= {"linear", "qkv_rope_write", "attention", "add_rms_norm"}
-    assert ("gated_activation" in ops, "moe" in ops, "router" in ops) == {
-        "mixtral": (False, True, True), "qwen3_moe": (True, True, True)}.get(family, (True, False, False))
+    assert ops >= {"linear", "attention", "add_rms_norm"}
+    assert ("qkv_rope_write" in ops) == (family != "deepseek_v3") == ("head_linear" not in ops)
+    assert ("gated_linear" in ops, "moe" in ops, "router" in ops) == {
+        "mixtral": (False, True, True), "gpt_oss": (False, True, True), "qwen3_moe": (True, True, True), "deepseek_v3": (True, True, True),
+    }.get(family, (True, False, False))
     assert [use.weight.tensors[0].name for use in traced.uses].count("model.embed_tokens.weight") == 2
 
 
@@ -389,6 +416,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no-experts": ("mixtral", {"num_local_experts": None}, "num_local_experts"),
     "silent-theta": ("mixtral", {"rope_theta": None}, "rope_theta.*must be given"),
     "mixtral-mixed": ("mixtral", {"layer_types": MIXED}, "layer_types"),
+    "gpt-oss-gelu": ("gpt_oss", {"hidden_act": "gelu"}, "hidden_act.*gelu.*of their own"),
+    "gpt-oss-silent-ropes": ("gpt_oss", {"rope_parameters": None, "rope_theta": 1e4}, "rope_scaling.*must be given"),
+    "gpt-oss-window-0": ("gpt_oss", {"sliding_window": 0}, "sliding_window.*at least 1"),
+    "deepseek-softmax": ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func.*softmax.*own router"),
+    "deepseek-greedy": ("deepseek_v3", {"topk_method": "group_limited_greedy"}, "topk_method.*greedy"),
+    "deepseek-every-second": ("deepseek_v3", {"moe_layer_freq": 2}, "moe_layer_freq.*2"),
+    "deepseek-keys-for-some": ("deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads.*2.*set it to 6"),
+    "deepseek-head-dim": ("deepseek_v3", {"head_dim": 18}, "head_dim.*18.*qk_rope_head_dim"),
+    "deepseek-uneven-groups": ("deepseek_v3", {"n_group": 3}, "n_group.*one size"),
+    "deepseek-too-few-in-groups": ("deepseek_v3", {"topk_group": 1}, "n_group.*num_experts_per_tok"),
+    "deepseek-silent-rank": ("deepseek_v3", {"q_lora_rank": ...}, "q_lora_rank.*or be null"),
+    "deepseek-silent-sizes": ("deepseek_v3", {"v_head_dim": None}, "v_head_dim.*must be given"),
     "nothing": ("llama", {"vocab_size": None}, "vocab_size.*None"),
 }
 
@@ -397,8 +436,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_what_cannot_be_computed_right_is_refused_by_name_with_a_remedy(
     family: str, changes: dict[str, Any], message: str
 ) -> None:
+    config = {key: value for key, value in _config(family, **changes).items() if value is not ...}
     with pytest.raises(CheckpointError, match=message) as caught:
-        FAMILIES[family](_config(family, **changes), dtype="float32", block_tokens=16)
+        FAMILIES[family](config, dtype="float32", block_tokens=16)
     assert "Remedy" in str(caught.value)
 
 
@@ -443,7 +483,7 @@ def test_a_model_from_another_package_needs_only_an_entry_point(tmp_path: Path, 
 
 
 def test_an_unknown_model_type_is_told_with_the_nearest_and_the_known() -> None:
-    known = "gemma2, gemma3_text, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"
+    known = "deepseek_v3, gemma2, gemma3_text, gpt_oss, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"
     with pytest.raises(ModelNotFound, match=rf"'lama'.*Did you mean 'llama'\? Known: {known}"):
         model_class("lama")
 

@@ -24,11 +24,13 @@ from inferplane.ops import (
     AddRmsNorm,
     Attention,
     BatchShape,
+    Concat,
     Derive,
     Dim,
     Embedding,
     GatedActivation,
     GroupRows,
+    HeadLinear,
     LayerNorm,
     Linear,
     Moe,
@@ -41,10 +43,12 @@ from inferplane.ops import (
     Scale,
     Scope,
     Spec,
+    Split,
     StateArray,
     StateGroup,
     TakeRows,
     Tensor,
+    View,
     Weight,
     WeightTable,
     WriteKV,
@@ -77,6 +81,8 @@ NORM = RmsNorm(size=8, epsilon=1e-5, dtype="float32")
 LAYER_NORM = LayerNorm(size=8, epsilon=1e-5, dtype="float32")
 ROUTER = Router(experts=Dim(6), top_k=2)
 MOE = Moe(experts=Dim(6), embed=8, mlp=Dim(4), top_k=2, activation="silu", dtype="float32")
+HEAD_LINEAR = HeadLinear(heads=Dim(3), input=8, output=5, dtype="float32")
+SPLIT, CONCAT = Split(sizes=(5, 3), dtype="float32"), Concat(sizes=(5, 3), dtype="float32")
 
 # What a spec refuses
 
@@ -104,6 +110,17 @@ BAD_SPECS: dict[str, tuple[Callable[[], Spec], str]] = {
     "latent-keys-rotated-whole": (lambda: QkvRopeWrite(query=ROPE, key=ROPE, write=replace(WRITE, latent=True)), "only in part"),
     "router-of-no-expert": (lambda: Router(experts=Dim(4), top_k=0), "top_k 0 of 4"),
     "router-of-too-many": (lambda: Router(experts=Dim(4), top_k=5), "top_k 5 of 4"),
+    "router-groups-without-a-bias": (lambda: Router(experts=Dim(4), top_k=1, groups=2, top_groups=1), "groups, top_groups and bias"),
+    "router-groups-all-kept-or-none": (lambda: Router(experts=Dim(4), top_k=1, groups=2, bias=True), "groups, top_groups and bias"),
+    "router-groups-of-two-sizes": (lambda: Router(experts=Dim(4), top_k=1, groups=3, top_groups=1, bias=True), "1 of 3 groups of 4"),
+    "router-more-groups-than-there-are": (lambda: Router(experts=Dim(4), top_k=1, groups=2, top_groups=3, bias=True), "3 of 2 groups"),
+    "router-of-more-than-its-groups-have": (
+        lambda: Router(experts=Dim(8), top_k=5, groups=4, top_groups=2, bias=True), "top_k 5 of the 4 experts that 2 groups have"),
+    "moe-limit-without-alpha": (lambda: replace(MOE, limit=7.0), "limit and alpha belong together"),
+    "moe-limit-of-relu": (lambda: replace(MOE, activation="relu", limit=7.0, alpha=1.0), "a limit of 7.0 on relu"),
+    "moe-limit-of-0": (lambda: replace(MOE, limit=0.0, alpha=1.0), "a limit of 0.0"),
+    "split-in-one": (lambda: Split(sizes=(4,), dtype="float32"), r"split: sizes \(4,\); two at least"),
+    "concat-of-nothing": (lambda: Concat(sizes=(4, 0), dtype="float32"), "concat: sizes"),
 }
 
 
@@ -142,6 +159,12 @@ BAD_CALLS: dict[str, tuple[Spec, Sequence[Any], str]] = {
     ),
     "router-experts": (ROUTER, (floats(4, 5),), r"must end in \[6\]"),
     "router-dtype": (ROUTER, (floats(4, 6, dtype="bfloat16"),), "logits is bfloat16"),
+    "head-linear-heads": (HEAD_LINEAR, (floats(4, 2, 8), None), r"must end in \[3, 8\]"),
+    "split-size": (SPLIT, (floats(4, 7),), r"must end in \[8\]"),
+    "concat-size": (CONCAT, (floats(4, 5), floats(4, 4)), r"must end in \[4, 3\]"),
+    "concat-rows": (CONCAT, (floats(4, 5), floats(5, 3)), r"must end in \[4, 3\]"),
+    "concat-of-too-few": (CONCAT, (floats(4, 5),), "1 parts for the sizes"),
+    "concat-dtypes": (CONCAT, (floats(4, 5), floats(4, 3, dtype="float16")), "a part is float16"),
     "moe-embed": (MOE, (floats(4, 7), ints(4, 2), floats(4, 2), None, None), "x has shape"),
     "moe-top-k": (MOE, (floats(4, 8), ints(4, 3), floats(4, 2), None, None), "experts has shape"),
     "moe-weights": (MOE, (floats(4, 8), ints(4, 2), ints(4, 2), None, None), "weights is int32"),
@@ -413,6 +436,65 @@ def test_router_weights_are_the_gates_of_all_experts(sigmoid: bool) -> None:
     gates = 1 / (1 + np.exp(-logits)) if sigmoid else np.exp(logits) / np.exp(logits).sum()
     _, weights = Router(experts=Dim(3), top_k=2, renormalize=False, sigmoid=sigmoid).reference(logits)
     np.testing.assert_allclose(weights, [[gates[0, 1], gates[0, 0]]], rtol=1e-6)
+
+
+def test_a_bias_of_the_router_decides_the_choice_and_not_the_weights() -> None:
+    spec = Router(experts=Dim(4), top_k=2, sigmoid=True, bias=True, scale=2.5)
+    experts, weights = spec.reference(np.array([[0.0, 3.0, 1.0, 2.0]]), [np.array([0.0, 0.0, 5.0, 1.0])])
+    assert experts.tolist() == [[2, 3]]
+    gates = 1 / (1 + np.exp([-1.0, -2.0]))
+    np.testing.assert_allclose(weights, [2.5 * gates / gates.sum()])
+
+
+def test_groups_of_experts_are_ranked_by_their_two_best() -> None:
+    """The best expert of all stands in the worst pair, and is not among the chosen; nor is a dropped one where the rest is below 0."""
+    spec = Router(experts=Dim(6), top_k=2, bias=True, groups=3, top_groups=2)
+    even = np.zeros((1, 6))
+    experts, _ = spec.reference(even, [np.array([0.9, 0.0, 0.5, 0.6, 0.6, 0.4])])
+    assert experts.tolist() == [[3, 4]]
+    experts, _ = spec.reference(even, [np.array([-9.0, -9.0, -5.0, -6.0, -6.0, -4.0])])
+    assert experts.tolist() == [[5, 2]]
+
+
+def test_a_limit_cuts_gates_above_and_ups_at_both_signs() -> None:
+    spec = replace(MOE, limit=2.0, alpha=1.5)
+    gate, up = np.array([-9.0, 1.0, 9.0, 1.0, 1.0]), np.array([1.0, 1.0, 1.0, 9.0, -9.0])
+    cut, raised = np.array([-9.0, 1.0, 2.0, 1.0, 1.0]), np.array([2.0, 2.0, 2.0, 3.0, -1.0])
+    np.testing.assert_allclose(spec.gated(gate, up), cut / (1 + np.exp(-1.5 * cut)) * raised, rtol=1e-12)
+
+
+def test_experts_have_biases_that_their_weights_scale() -> None:
+    rng, spec = np.random.default_rng(8), replace(MOE, bias=True)
+    shapes = [part.shape for part in spec.weight("g", "u", "d").parts]
+    assert shapes == [(6, 4, 8), (6, 4, 8), (6, 8, 4), (6, 4), (6, 4), (6, 8)]
+    gate, up, down, *biases = parts = [rng.normal(size=shape) for shape in shapes]
+    x = rng.normal(size=8)
+    found = spec.reference(x[None], np.array([[4, 1]]), np.array([[0.3, 0.6]]), parts, None)[0]
+    made = [down[e] @ (FORMULAS["silu"](gate[e] @ x + biases[0][e]) * (up[e] @ x + biases[1][e])) + biases[2][e] for e in (4, 1)]
+    np.testing.assert_allclose(found, 0.3 * made[0] + 0.6 * made[1], rtol=1e-10)
+
+
+def test_a_part_of_a_stored_tensor_is_cut_out_and_turned() -> None:
+    stored = np.arange(24.0).reshape(2, 2, 6)
+    gate = View("gate_up", stored.shape, (..., slice(0, None, 2)), crosswise=True).of(stored)
+    assert gate.tolist() == [[[0, 6], [2, 8], [4, 10]], [[12, 18], [14, 20], [16, 22]]]
+    keys = View("kv", (4, 6), (slice(None), slice(0, 1)), split=(2, 2, 6)).of(stored.reshape(4, 6))
+    assert keys.tolist() == [[[0, 1, 2, 3, 4, 5]], [[12, 13, 14, 15, 16, 17]]]
+
+
+def test_each_head_has_a_product_of_its_own() -> None:
+    rng = np.random.default_rng(9)
+    x, weight = rng.normal(size=(4, 3, 8)), rng.normal(size=(3, 5, 8))
+    found = HEAD_LINEAR.reference(x, [weight])
+    for head in range(3):
+        np.testing.assert_allclose(found[:, head], x[:, head] @ weight[head].T, rtol=1e-12)
+
+
+def test_parts_put_together_are_what_was_taken_apart() -> None:
+    x = np.random.default_rng(10).normal(size=(2, 3, 8)).astype(np.float32)
+    first, second = SPLIT.reference(x)
+    assert (first.shape, second.shape) == ((2, 3, 5), (2, 3, 3))
+    np.testing.assert_array_equal(CONCAT.reference(first, second), x)
 
 
 @pytest.mark.parametrize(("tokens", "experts"), [(0, 4), (1, 7), (33, 5)], ids=["no-tokens", "one-token", "odd-experts"])

@@ -150,8 +150,8 @@ def test_the_first_that_supports_a_spec_is_chosen_and_each_passed_over_keeps_its
     model = llama()
     assert resolution[model.qkv[0]].name == "numpy.reference"
     assert resolution[model.qkv[0]].passed == (("swift", "has no unit for it"), ("single", "has no fusion of 3 outputs"))
-    assert resolution[model.down[0]].name == "single"
-    assert resolution[model.down[0]].passed == (("swift", "has no unit for it"),)
+    assert resolution[model.mlps[0].down].name == "single"
+    assert resolution[model.mlps[0].down].passed == (("swift", "has no unit for it"),)
 
 
 def test_an_explicit_choice_is_met() -> None:
@@ -311,8 +311,8 @@ def test_two_devices_get_half_of_every_sharded_axis() -> None:
     assert (attention.heads, attention.kv_heads, attention.key_dim) == (Dim(2, "heads"), Dim(1, "kv_heads"), 8)
     assert (qkv.input, [dim.size for dim in qkv.outputs]) == (Dim(32, "embed"), [16, 8, 8])
     assert (out.input, out.outputs) == (Dim(16, "heads"), (Dim(32, "embed"),))
-    assert [dim.size for dim in local[model.gate_up[0]].linear.outputs] == [24, 24]
-    assert local[model.down[0]].input == Dim(24, "mlp")
+    assert [dim.size for dim in local[model.mlps[0].gate_up].linear.outputs] == [24, 24]
+    assert local[model.mlps[0].down].input == Dim(24, "mlp")
     assert local[model.lm_head].outputs == (Dim(48, "vocab"),)
     embedding, fused = local[model.embedding], local[model.rope_write[0]]
     assert isinstance(embedding, Embedding) and (embedding.vocab.size, embedding.size) == (96, 16), "columns, so that no token is missing"
@@ -323,8 +323,8 @@ def test_two_devices_get_half_of_every_sharded_axis() -> None:
 
 def test_results_are_added_up_where_an_input_is_divided_and_gathered_where_an_output_must_be_whole() -> None:
     model = llama()
-    specs = {name: getattr(model, name)[0] for name in ("qkv", "out", "gate_up", "down")}
-    specs |= {"head": model.lm_head, "embed": model.embedding}
+    mlp = model.mlps[0]
+    specs = {"qkv": model.qkv[0], "out": model.out[0], "gate_up": mlp.gate_up, "down": mlp.down, "head": model.lm_head, "embed": model.embedding}
     assert {name: joining(spec, local_spec(spec, TWO[0])) for name, spec in specs.items()} == {
         "qkv": None, "out": "sum", "gate_up": None, "down": "sum", "head": "gather", "embed": "gather"}
 
@@ -363,12 +363,12 @@ def test_the_partial_sums_of_two_devices_add_up(small_models: ModuleType) -> Non
     source.check(model.weights)
     [tensor] = model.weights.layers[0]["down"].tensors
     x = np.random.default_rng(0).normal(size=(5, 48)).astype(np.float32)
-    weight = source.tensor(tensor.name)
+    weight, down = source.tensor(tensor.name), model.mlps[0].down
     parts = [
-        local_spec(model.down[0], mesh).reference(x[:, 24 * mesh.rank : 24 * (mesh.rank + 1)], (local_tensor(weight, tensor, mesh),), None)
+        local_spec(down, mesh).reference(x[:, 24 * mesh.rank : 24 * (mesh.rank + 1)], (local_tensor(weight, tensor, mesh),), None)
         for mesh in TWO
     ]
-    assert np.allclose(sum(parts), model.down[0].reference(x, (weight,), None))
+    assert np.allclose(sum(parts), model.mlps[0].down.reference(x, (weight,), None))
 
 
 def test_a_resolution_is_made_of_local_specs() -> None:

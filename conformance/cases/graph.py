@@ -30,6 +30,11 @@ GEMMA: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window_pattern": 2, "rope_local_base_freq": 300.0},
 }
 """Their first layer slides. Embeddings are scaled by the root of 64, which no dtype rounds."""
+LATENT: dict[str, Any] = {
+    "first_k_dense_replace": 1, "moe_intermediate_size": 40, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
+    "num_nextn_predict_layers": 0,
+}
+"""Of a deepseek_v3: its second layer has experts unless the case says otherwise."""
 ORIGINAL = "original_max_position_embeddings"
 ROPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -56,12 +61,13 @@ def config(params: Params) -> dict[str, Any]:
     }
     if kind in GEMMA:
         made |= {"hidden_size": 64, "query_pre_attn_scalar": 48, **GEMMA[kind]}
-    return made | ({"rope_scaling": ROPES[rope]} if ROPES[rope] else {})
+    made |= {"rope_scaling": ROPES[rope]} if ROPES[rope] else {}
+    return made | _latent(params) if kind == "deepseek_v3" else made
 
 
 def _window(kind: str, window: str) -> dict[str, Any]:
-    """Every layer of a mistral or mixtral has the window, the second one of a qwen, the first one of a gemma."""
-    if kind in GEMMA:
+    """Every layer of a mistral or mixtral has the window, the second one of a qwen, the first one of a gemma or gpt_oss."""
+    if kind in (*GEMMA, "gpt_oss"):
         return {"sliding_window": int(window)}
     if kind in ("mistral", "mixtral"):
         return {"sliding_window": None if window == "none" else int(window)}
@@ -76,6 +82,23 @@ def _experts(said: Mapping[str, str]) -> dict[str, Any]:
         "num_local_experts": int(said["experts"]), "num_experts_per_tok": int(said["top_k"]), "moe_intermediate_size": 40,
         "norm_topk_prob": said["renormalize"] == "yes", "decoder_sparse_step": 2,
     }
+
+
+def _latent(params: Params) -> dict[str, Any]:
+    """Latent attention of the sizes of a case; YaRN stretches scores, too."""
+    rank, turned = params.pair("latent")
+    made = {
+        **LATENT, "num_key_value_heads": params.int("heads"), "head_dim": turned, "kv_lora_rank": rank, "qk_rope_head_dim": turned,
+        "qk_nope_head_dim": 24, "v_head_dim": 20, "q_lora_rank": None if params["query_rank"] == "none" else params.int("query_rank"),
+    }
+    if params["rope"] == "yarn":
+        made["rope_scaling"] = {**ROPES["yarn"], "mscale": 1.0, "mscale_all_dim": 0.8}
+    return made if params.flag("sparse") else {**made, "first_k_dense_replace": 2}
+
+
+def _single_experts(params: Params) -> bool:
+    """In a narrow dtype, gates that nearly tie choose other experts."""
+    return params["dtype"] == "float32" or not params.flag("sparse")
 
 
 def _chosen(params: Params) -> bool:
@@ -193,6 +216,14 @@ FAMILIES = [
         "model": ("mixtral", "qwen3_moe"), "dtype": ("float32",), "experts": ("2", "5", "8"), "top_k": ("1", "2", "4"),
         "renormalize": YES_NO, "window": ("none", "16"),
     }, _logits, _chosen),
+    Family("graph.gpt_oss", 3, {
+        "model": ("gpt_oss",), "dtype": ("float32",), "heads": ("4/2", "7/1"), "dim": ("32", "80"), "experts": ("2", "5"),
+        "top_k": ("1", "2"), "renormalize": ("yes",), "window": ("5", "33"), "rope": ("yarn",),
+    }, _logits),
+    Family("graph.latent", 3, {
+        "model": ("deepseek_v3",), "dtype": DTYPE, "heads": ("4", "3"), "latent": ("24/8", "64/32", "33/16"), "query_rank": ("none", "20"),
+        "sparse": YES_NO, "rope": ("default", "yarn"),
+    }, _logits, _single_experts),
     _family("graph.greedy", {
         "model": ("llama", "qwen2", "qwen3", "mistral"), "heads": ("4/4", "14/2", "7/1"), "window": WINDOWS[:3],
         "prompt": ("1", "16", "31"),

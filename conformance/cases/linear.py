@@ -1,9 +1,9 @@
-"""linear and gated_linear: odd sizes, several outputs, biases, a wide result; values that cancel."""
+"""linear and gated_linear: odd sizes, several outputs, biases, a wide result; values that cancel. head_linear: a product for each head."""
 from __future__ import annotations
 
 import numpy as np
 
-from ...ops import DTYPES, Dim, GatedActivation, GatedLinear, Linear, Spec
+from ...ops import DTYPES, Dim, GatedActivation, GatedLinear, HeadLinear, Linear, Spec
 from ..case import Family, Params
 from ..problem import Given, Problem
 from .make import DTYPE, YES_NO, judged, values
@@ -43,6 +43,18 @@ def _problem(spec: Spec, linear: Linear, params: Params, random: np.random.Gener
     )
 
 
+def _heads(params: Params, random: np.random.Generator) -> Problem:
+    dtype, heads, inputs, outputs = params["dtype"], params.int("heads"), params.int("k"), params.int("n")
+    spec = HeadLinear(heads=Dim(heads, "heads"), input=inputs, output=outputs, dtype=dtype)
+    x = values(random, (params.int("m"), heads, inputs), dtype, params["values"])
+    weight = values(random, (heads, outputs, inputs), dtype)
+
+    def alone(row: int) -> tuple[Problem, slice]:
+        return Problem(spec, (x[row : row + 1], Given.WEIGHT), weight=(weight,)), slice(row, row + 1)
+
+    return Problem(spec, (x, Given.WEIGHT), weight=(weight,), rows=min(len(x), 3), alone=alone)
+
+
 ROWS = ("0", "1", "2", "3", "5", "8", "17", "33", "64", "129")
 
 FAMILIES = [
@@ -54,4 +66,8 @@ FAMILIES = [
         "dtype": DTYPE, "m": ROWS, "k": SIZES, "n": SIZES, "kind": ("silu", "gelu", "gelu_tanh", "relu"), "bias": YES_NO,
         "values": ("normal", "small", "cancel"),
     }, judged(_gated)),
+    Family("linear.heads", 1, {
+        "dtype": DTYPE, "m": ("0", "1", "2", "7", "33", "64"), "heads": ("1", "2", "3", "8", "16"),
+        "k": ("1", "7", "24", "64", "130", "512"), "n": ("1", "10", "24", "64", "65", "130"), "values": ("normal", "small", "large"),
+    }, judged(_heads)),
 ]

@@ -1,9 +1,9 @@
-"""embedding, take_rows and derive: rows and tokens picked by index, to the bit."""
+"""embedding, take_rows, derive, split and concat: rows, tokens and parts of rows picked and put together, to the bit."""
 from __future__ import annotations
 
 import numpy as np
 
-from ...ops import BatchShape, Derive, Dim, Embedding, TakeRows, empty
+from ...ops import BatchShape, Concat, Derive, Dim, Embedding, Split, TakeRows, empty
 from ..case import Family, Params
 from ..problem import Given, Problem
 from .make import DTYPE, judged, values
@@ -42,6 +42,29 @@ def _derive(params: Params, random: np.random.Generator) -> Problem:
     return Problem(Derive(), (Given.BATCH, Given.STATE), packed=packed, last_token=last, view=lambda result: result.tokens)
 
 
+def _parts(params: Params) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(the shape before the last dimension, sizes)."""
+    before, sizes = (tuple(map(int, params[name].split("x"))) for name in ("shape", "sizes"))
+    return before, sizes
+
+
+def _split(params: Params, random: np.random.Generator) -> Problem:
+    before, sizes = _parts(params)
+    x = values(random, (*before, sum(sizes)), params["dtype"], params["values"])
+    return Problem(Split(sizes=sizes, dtype=params["dtype"]), (x,))
+
+
+def _concat(params: Params, random: np.random.Generator) -> Problem:
+    before, sizes = _parts(params)
+    parts = tuple(values(random, (*before, size), params["dtype"], params["values"]) for size in sizes)
+    return Problem(Concat(sizes=sizes, dtype=params["dtype"]), parts)
+
+
+PARTS = {
+    "dtype": DTYPE, "shape": ("0", "1", "17", "5x1", "3x16", "0x4"), "sizes": ("1x1", "7x64", "64x7", "512x64", "3x1x5"),
+    "values": ("normal", "special"),
+}
+
 FAMILIES = [
     Family("lookup.embedding", 1, {
         "dtype": DTYPE, "vocab": ("1", "2", "33", "257", "5000"), "size": ("1", "7", "64", "130"),
@@ -54,4 +77,6 @@ FAMILIES = [
     Family("lookup.derive", 1, {
         "tokens": ("1", "2", "17", "256"), "slots": ("1", "4", "256"), "late": ("none", "some", "all"),
     }, judged(_derive)),
+    Family("lookup.split", 1, PARTS, judged(_split)),
+    Family("lookup.concat", 1, PARTS, judged(_concat)),
 ]

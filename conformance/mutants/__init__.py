@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import attention, engine, experts, forms, gated, linear, memory, parallel, quantized, rows, sampling
+from . import attention, engine, experts, forms, gated, latent, linear, memory, parallel, quantized, rows, sampling
 from .legal import LEGAL
 from .plant import MutantPlatform, Variant
 
-MODULES = (rows, linear, gated, quantized, experts, sampling, memory, attention, forms, engine, parallel)
+MODULES = (rows, linear, gated, latent, quantized, experts, sampling, memory, attention, forms, engine, parallel)
 BUGS: Sequence[Variant] = tuple(bug for module in MODULES for bug in module.BUGS)
 
 __all__ = ["BUGS", "LEGAL", "MutantPlatform", "Variant"]

@@ -35,10 +35,22 @@ class Grouped:
     """The rows that an expert computes, of those that are its own."""
     parts: Callable[[Sequence[Array]], Sequence[Array]] = lambda parts: parts
     activation: Callable[[Any], str] = lambda spec: spec.activation
+    bias: Callable[[Array, Sequence[Array], int, int], Array] = lambda y, weight, place, expert: (
+        y + single(weight[3 + place][expert]) if len(weight) > 3 else y)
+    """(y [rows, n], the weight, 0 for the gate, 1 for up, 2 for down, the expert) -> y with its bias."""
+    limits: Callable[[Any, Array, Array], tuple[Array, Array]] = lambda spec, gate, up: (
+        np.minimum(gate, spec.limit), np.clip(up, -spec.limit, spec.limit))
+    limited: Callable[[Any, Array, Array], Array] = lambda spec, gate, up: gate / (1 + np.exp(-spec.alpha * gate)) * (up + 1)
+    """Where there is a limit: [rows, mlp] of each, cut, and what they become."""
     total: Callable[[Array], Array] = lambda array: array
     """Rounding of the sum over a token's experts."""
     spill: int = 0
     """Rows behind an expert's last that are overwritten."""
+
+    def gated(self, spec: Moe, gate: Array, up: Array) -> Array:
+        if spec.limit is None:
+            return single(FORMULAS[self.activation(spec)](np.asarray(gate, np.float64))) * up
+        return single(self.limited(spec, *self.limits(spec, gate, up)))
 
 
 RIGHT = Grouped()
@@ -57,8 +69,8 @@ def grouped(way: Grouped, spec: Moe, x: Array, experts: Array, weights: Array, w
             if len(rows):
                 values = single(x)[rows // spec.top_k]
                 values = values if way.before is None else values * way.before(weights.reshape(-1)[rows])[:, None]
-                opened = single(FORMULAS[way.activation(spec)](np.asarray(values @ single(gate[expert]).T, np.float64)))
-                answers[rows] = opened * (values @ single(up[expert]).T) @ single(down[expert]).T
+                opened, other = (way.bias(values @ single(part[expert]).T, weight, place, expert) for place, part in ((0, gate), (1, up)))
+                answers[rows] = way.bias(way.gated(spec, opened, other) @ single(down[expert]).T, weight, 2, expert)
                 answers[order[places[-1] + 1 : places[-1] + 1 + way.spill]] = answers[rows[-1]]
         ranked = answers.reshape(len(x), spec.top_k, spec.embed) * way.weight(weights)[..., None]
         out = np.zeros(x.shape, np.float32)
@@ -118,14 +130,49 @@ def _bad_grouping(spec: Moe, x: Array, experts: Array, *rest: Any) -> Array:
 
 # The router.
 
-def route(spec: Router, logits: Array, *, gates: Callable[[Router, Array], Array], order: Callable[[Array], Array],
-          weigh: Callable[[Router, Array, Array, Array], Array]) -> tuple[Array, Array]:
-    """`Router`'s own arguments. weigh(spec, gates, kept gates, logits of the kept)."""
+def route(spec: Router, logits: Array, bias: Sequence[Array] | None = None, *, gates: Callable[[Router, Array], Array],
+          order: Callable[[Array], Array], weigh: Callable[[Router, Array, Array, Array], Array],
+          ranks: Callable[[Router, Array, Array], Array], scale: Callable[[Router], float]) -> tuple[Array, Array]:
+    """`Router`'s own arguments. weigh(spec, gates, kept gates, logits of the kept); ranks(spec, gates, bias)."""
     with np.errstate(all="ignore"):
         found = gates(spec, logits)
-        chosen = order(found)[..., : spec.top_k]
-        kept = weigh(spec, found, np.take_along_axis(found, chosen, -1), np.take_along_axis(logits, chosen, -1))
+        chosen = order(found if bias is None else ranks(spec, found, bias[0]))[..., : spec.top_k]
+        kept = weigh(spec, found, np.take_along_axis(found, chosen, -1), np.take_along_axis(logits, chosen, -1)) * scale(spec)
     return chosen.astype(np.int32), kept.astype(np.float32)
+
+
+def ranks(spec: Router, found: Array, bias: Array) -> Array:
+    return spec.ranks(found + bias)
+
+
+def _grouped_by(score: Callable[[Array], Array]) -> Callable[[Router, Array, Array], Array]:
+    """Groups ranked by another score: of biased gates [tokens, groups, experts of one] -> [tokens, groups]."""
+    def ranked(spec: Router, found: Array, bias: Array) -> Array:
+        biased = found + bias
+        if spec.groups is None or not len(biased):
+            return biased
+        grouped = biased.reshape(len(biased), spec.groups, -1)
+        order = np.argsort(-score(grouped), axis=-1, kind="stable")[:, spec.top_groups :]
+        grouped = grouped.copy()
+        np.put_along_axis(grouped, order[..., None], -np.inf, axis=1)
+        return grouped.reshape(biased.shape)
+
+    return ranked
+
+
+def _weighed_by_bias(spec: Router, logits: Array, bias: Sequence[Array] | None = None) -> tuple[Array, Array]:
+    """The kept gates have their bias still."""
+    chosen, right = route(spec, logits, bias, **CAREFUL)
+    if bias is None:
+        return chosen, right
+    kept = np.take_along_axis(gates(spec, logits) + bias[0], chosen, -1)
+    return chosen, (weigh(spec, kept, kept, logits) * np.float32(spec.scale or 1)).astype(np.float32)
+
+
+def _scaled_first(spec: Router, logits: Array, bias: Sequence[Array] | None = None) -> tuple[Array, Array]:
+    """Scaled, then renormalized: the scale is gone."""
+    chosen, right = route(spec, logits, bias, **CAREFUL)
+    return chosen, right / np.float32(spec.scale or 1) if spec.renormalize else right
 
 
 def softmax(logits: Array) -> Array:
@@ -145,7 +192,9 @@ def weigh(spec: Router, found: Array, kept: Array, logits: Array) -> Array:
     return kept / kept.sum(axis=-1, keepdims=True) if spec.renormalize else kept
 
 
-CAREFUL: dict[str, Any] = {"gates": gates, "order": best, "weigh": weigh}
+CAREFUL: dict[str, Any] = {
+    "gates": gates, "order": best, "weigh": weigh, "ranks": ranks, "scale": lambda spec: np.float32(spec.scale or 1),
+}
 
 
 def router(name: str, source: str, **wrong: Any) -> Variant:
@@ -156,8 +205,8 @@ def _last_of_ties(found: Array) -> Array:
     return found.shape[-1] - 1 - np.argsort(-found[..., ::-1], axis=-1, kind="stable")
 
 
-def _sorted_by_id(spec: Router, logits: Array) -> tuple[Array, Array]:
-    chosen, weights = route(spec, logits, **CAREFUL)
+def _sorted_by_id(spec: Router, logits: Array, *bias: Any) -> tuple[Array, Array]:
+    chosen, weights = route(spec, logits, *bias, **CAREFUL)
     return np.sort(chosen, axis=-1), weights
 
 
@@ -189,5 +238,25 @@ BUGS: Sequence[Variant] = (
     router("gates_in_bfloat16", OURS, gates=lambda spec, logits: _bf16(gates(spec, logits))),
     kernel("experts_sorted_weights_not", "router", OURS, _sorted_by_id),
     kernel("ids_in_64_bits", "router", OURS,
-           lambda spec, logits: tuple(p.astype(np.int64) if not i else p for i, p in enumerate(route(spec, logits, **CAREFUL)))),
+           lambda *given: tuple(p.astype(np.int64) if not i else p for i, p in enumerate(route(*given, **CAREFUL)))),
+    router("bias_ignored", OURS, ranks=lambda spec, found, bias: spec.ranks(found)),
+    kernel("bias_stays_in_the_weights", "router", OURS, _weighed_by_bias),
+    router("groups_ignored", OURS, ranks=lambda spec, found, bias: found + bias),
+    router("groups_by_their_best", "DeepSeek-V2's rule", ranks=_grouped_by(lambda grouped: grouped.max(-1))),
+    router("groups_by_their_sum", OURS, ranks=_grouped_by(lambda grouped: grouped.sum(-1))),
+    router("one_group_kept", OURS,
+           ranks=lambda spec, found, bias: replace(spec, top_groups=spec.groups and 1, top_k=1).ranks(found + bias)),
+    router("dropped_groups_are_zero", OURS,
+           ranks=lambda spec, found, bias: np.where(np.isinf(spec.ranks(found + bias)), 0, found + bias)),
+    router("scale_forgotten", OURS, scale=lambda spec: np.float32(1)),
+    kernel("scaled_before_it_is_renormalized", "router", OURS, _scaled_first),
+    experts("biases_of_the_first_expert", OURS, bias=lambda y, weight, place, expert: RIGHT.bias(y, weight, place, 0)),
+    experts("no_bias_behind_down", OURS, bias=lambda y, weight, place, expert: RIGHT.bias(y, weight, place, expert) if place < 2 else y),
+    experts("gate_and_up_swap_biases", OURS, bias=lambda y, weight, place, expert: RIGHT.bias(y, weight, (1, 0, 2)[place], expert)),
+    experts("gates_cut_at_both_signs", OURS, limits=lambda spec, gate, up: (
+        np.clip(gate, -spec.limit, spec.limit), np.clip(up, -spec.limit, spec.limit))),
+    experts("ups_cut_at_one_sign", OURS, limits=lambda spec, gate, up: (np.minimum(gate, spec.limit), np.minimum(up, spec.limit))),
+    experts("nothing_cut", OURS, limits=lambda spec, gate, up: (gate, up)),
+    experts("up_counted_from_0", OURS, limited=lambda spec, gate, up: gate / (1 + np.exp(-spec.alpha * gate)) * up),
+    experts("alpha_is_1", OURS, limited=lambda spec, gate, up: gate / (1 + np.exp(-gate)) * (up + 1)),
 )

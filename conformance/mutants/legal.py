@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ...ops import DTYPES, Add, Attention, Linear, Moe, Multiply, Sample, Sampled, WriteKV
-from ...ops.elementwise import FORMULAS
 from ...ops.sample import edited, kept, logprobs, row_uniforms
 from . import experts, gated, linear, memory, parallel, quantized, rows, sampling
 from .plant import Run, Variant, kernel
@@ -168,12 +167,14 @@ def _hidden_in_the_dtype(spec: Moe, x: Array, chosen: Array, weights: Array, wei
     def narrow(array: Array) -> Array:
         return single(array.astype(x.dtype))
 
+    def linear(place: int, row: Array) -> Array:
+        return narrow(experts.RIGHT.bias(narrow(single(weight[place][expert]) @ row), weight, place, expert))
+
     out = np.zeros(x.shape, np.float32)
     for token, rank in np.ndindex(*chosen.shape):
-        gate, up, down = (single(part[chosen[token, rank]]) for part in weight[:3])
-        opened, raised = narrow(gate @ single(x[token])), narrow(up @ single(x[token]))
-        hidden = narrow(narrow(single(FORMULAS[spec.activation](opened.astype(np.float64)))) * raised)
-        out[token] += weights[token, rank] * narrow(down @ hidden)
+        expert, row = int(chosen[token, rank]), single(x[token])
+        hidden = narrow(experts.RIGHT.gated(spec, linear(0, row), linear(1, row)))
+        out[token] += weights[token, rank] * linear(2, hidden)
     return out.astype(x.dtype)
 
 
@@ -193,9 +194,9 @@ PRODUCTS = [
            partial(experts.grouped, replace(experts.RIGHT, experts=lambda n: range(n - 1, -1, -1)))),
     kernel("ranks_backwards", "moe", "another order", _ranks_backwards),
     kernel("hidden_in_the_dtype", "moe", "not fused", _hidden_in_the_dtype),
-    kernel("float32", "router", "single precision", lambda spec, logits: experts.route(spec, logits, **experts.CAREFUL)),
-    kernel("exp2", "router", "the log2 domain", lambda spec, logits: experts.route(
-        spec, logits, **{**experts.CAREFUL, "gates": lambda spec, x: 1 / (1 + np.exp2(-x * LOG2E)) if spec.sigmoid else _softmax2(x)})),
+    kernel("float32", "router", "single precision", lambda *given: experts.route(*given, **experts.CAREFUL)),
+    kernel("exp2", "router", "the log2 domain", lambda *given: experts.route(
+        *given, **{**experts.CAREFUL, "gates": lambda spec, x: 1 / (1 + np.exp2(-x * LOG2E)) if spec.sigmoid else _softmax2(x)})),
 ]
 
 

@@ -44,6 +44,7 @@ class Variant:
 
 FAMILIES = {
     "embedding": ("lookup.embedding",), "take_rows": ("lookup.take_rows",), "derive": ("lookup.derive",),
+    "split": ("lookup.split",), "concat": ("lookup.concat",), "head_linear": ("linear.heads",),
     "add": ("elementwise.add",), "multiply": ("elementwise.multiply",), "scale": ("elementwise.scale",),
     "activation": ("activation.plain",), "gated_activation": ("activation.gated",),
     "rms_norm": ("norm.rms",), "layer_norm": ("norm.layer",), "add_rms_norm": ("norm.add_rms",),

@@ -8,9 +8,11 @@ from ...errors import CheckpointError, suggest
 from .awq import Awq
 from .compressed_tensors import CompressedTensors
 from .format import Format
+from .fp8 import Fp8
 from .gptq import Gptq
+from .mxfp4 import Mxfp4
 
-METHODS: dict[str, type[Format]] = {"compressed-tensors": CompressedTensors, "gptq": Gptq, "awq": Awq}
+METHODS: dict[str, type[Format]] = {"compressed-tensors": CompressedTensors, "gptq": Gptq, "awq": Awq, "fp8": Fp8, "mxfp4": Mxfp4}
 """`quant_method` -> how such a checkpoint stores its linears. A .gguf file says it itself (`gguf.py`)."""
 
 

@@ -37,7 +37,7 @@ class Awq(Format):
             return None
         return Scheme("int4", group=self.size, zeros=self.zeros, scales=self.scales_dtype(f"{module}.scales"))
 
-    def stored(self, module: str, shape: tuple[int, int]) -> Mapping[str, Stored]:
+    def stored(self, module: str, shape: tuple[int, ...]) -> Mapping[str, Stored]:
         outputs, inputs = shape
         groups = -(-inputs // (self.size or inputs))
         return {

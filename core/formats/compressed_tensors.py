@@ -109,7 +109,7 @@ class CompressedTensors(Format):
         group = self._group(module)
         return None if group is None else replace(group.scheme, scales=self.scales_dtype(f"{module}.weight_scale"))
 
-    def stored(self, module: str, shape: tuple[int, int]) -> Mapping[str, Stored]:
+    def stored(self, module: str, shape: tuple[int, ...]) -> Mapping[str, Stored]:
         group = self._group(module)
         assert group is not None
         (outputs, inputs), scheme = shape, group.scheme

@@ -37,12 +37,21 @@ class Format(ABC):
         """None: its weight is stored in floats."""
 
     @abstractmethod
-    def stored(self, module: str, shape: tuple[int, int]) -> Mapping[str, Stored]:
-        """The tensors of a quantized module whose weight is [outputs, inputs]."""
+    def stored(self, module: str, shape: tuple[int, ...]) -> Mapping[str, Stored]:
+        """The tensors of a module in codes whose weight is [outputs, inputs]."""
 
     @abstractmethod
-    def weight(self, module: str) -> Quantized:
-        """Raises `CheckpointError` for values that the scheme cannot mean."""
+    def weight(self, module: str) -> Quantized | Array:
+        """In floats where its codes are of no scheme. Raises `CheckpointError` for values that the scheme cannot mean."""
+
+    def module(self, name: str) -> str | None:
+        """The module whose weight a tensor of the model is; None: it is stored in floats, under its own name."""
+        module = name.removesuffix(".weight")
+        return module if module != name and self.scheme(module) else None
+
+    def text(self, module: str) -> str | None:
+        """How a module is stored, for a person; None: in floats."""
+        return None if (scheme := self.scheme(module)) is None else str(scheme)
 
     def idle(self, name: str) -> bool:
         """Whether a tensor that the model does not ask for changes nothing."""

@@ -39,7 +39,7 @@ class Gguf(Format):
         kind = self.file.kinds.get(f"{module}.weight")
         return SCHEMES.get(kind.name) if kind else None
 
-    def stored(self, module: str, shape: tuple[int, int]) -> Mapping[str, Stored]:
+    def stored(self, module: str, shape: tuple[int, ...]) -> Mapping[str, Stored]:
         kind, (outputs, inputs) = self.file.kinds[f"{module}.weight"], shape
         return {f"{module}.weight": Stored(((outputs, inputs * kind.bytes // kind.values),), ("uint8",))}
 

@@ -38,7 +38,7 @@ class Gptq(Format):
         scales = self.scales_dtype(f"{module}.scales")
         return Scheme("int4" if self.bits == 4 else "int8", group=self.size, zeros=not self.symmetric, scales=scales)
 
-    def stored(self, module: str, shape: tuple[int, int]) -> Mapping[str, Stored]:
+    def stored(self, module: str, shape: tuple[int, ...]) -> Mapping[str, Stored]:
         outputs, inputs = shape
         groups = -(-inputs // (self.size or inputs))
         return {

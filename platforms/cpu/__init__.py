@@ -9,6 +9,7 @@ from ..contract import CONTRACT, Availability, Capabilities, Options
 from ..families.numpy import HostPlatform, reference_kernels
 from .experts import expert_kernels
 from .kernels import native_kernels
+from .latent import latent_kernels
 from .library import NATIVE, missing_reason
 from .quantized import SCHEMES, quantized_kernels
 
@@ -47,4 +48,4 @@ class Cpu(HostPlatform):
         return NATIVE.measure_limits() if NATIVE is not None else {}
 
     def kernels(self) -> Sequence[Kernel]:
-        return [*native_kernels(), *quantized_kernels(), *expert_kernels(), *reference_kernels()]
+        return [*native_kernels(), *quantized_kernels(), *expert_kernels(), *latent_kernels(), *reference_kernels()]

@@ -13,7 +13,7 @@ PLAIN = Plain("JAX")
 
 EXACT: dict[str, Callable[..., Any]] = {
     "embedding": rows.embedding, "take_rows": rows.take_rows, "add": rows.add, "multiply": rows.multiply,
-    "write_kv": attention.write_kv,
+    "split": rows.split, "concat": rows.concat, "write_kv": attention.write_kv,
 }
 """Picks and single roundings: nothing around a row can change its bits."""
 
@@ -38,6 +38,7 @@ def kernels(device: Any) -> Sequence[Kernel]:
         Kernel("linear", "jax.linear", PLAIN.single, rows.linear),
         Kernel("linear", "jax.fused_linear", PLAIN.fused, rows.linear, partial(rows.prepare_linear, device)),
         Kernel("linear", "jax.quantized_linear", PLAIN.quantized, quantized.linear, partial(quantized.prepare, device)),
+        Kernel("head_linear", "jax.head_linear", PLAIN.float_dtype, rows.head_linear),
         Kernel("router", "jax.router", always, experts.router),
         Kernel("moe", "jax.moe", PLAIN.float_dtype, experts.moe, partial(experts.prepare, device)),
         Kernel("derive", "jax.derive", always, sample.derive, batch_invariant=True),

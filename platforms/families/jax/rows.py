@@ -14,14 +14,17 @@ from ....ops import (
     Activation,
     Add,
     AddRmsNorm,
+    Concat,
     Embedding,
     GatedActivation,
+    HeadLinear,
     LayerNorm,
     Linear,
     Multiply,
     RmsNorm,
     Rope,
     Scale,
+    Split,
     TakeRows,
 )
 
@@ -46,12 +49,25 @@ def linear(spec: Linear, x: jax.Array, weight: Sequence[jax.Array], batch: Any) 
     return tuple(jnp.split(y, np.cumsum([dim.size for dim in spec.outputs])[:-1].tolist(), axis=-1))
 
 
+def head_linear(spec: HeadLinear, x: jax.Array, weight: Sequence[jax.Array]) -> jax.Array:
+    """x [tokens, heads, input] -> [tokens, heads, output]."""
+    return jnp.einsum("thi,hoi->tho", x, weight[0], precision=HIGHEST, preferred_element_type=F32).astype(x.dtype)
+
+
 def embedding(spec: Embedding, tokens: jax.Array, weight: Sequence[jax.Array]) -> jax.Array:
     return weight[0][tokens]
 
 
 def take_rows(spec: TakeRows, x: jax.Array, rows: jax.Array) -> jax.Array:
     return x[rows]
+
+
+def split(spec: Split, x: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(jnp.split(x, np.cumsum(spec.sizes)[:-1].tolist(), axis=-1))
+
+
+def concat(spec: Concat, *parts: jax.Array) -> jax.Array:
+    return jnp.concatenate(parts, axis=-1)
 
 
 def add(spec: Add, a: jax.Array, b: jax.Array) -> jax.Array:

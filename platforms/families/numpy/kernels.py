@@ -13,7 +13,7 @@ FINAL = ("derive", "sample", "write_kv")
 """Ops whose reference already answers in its final dtypes."""
 SCHEMES = tuple(CODES)
 """For `Capabilities.schemes`: every scheme there is."""
-ROWWISE = ("add", "derive", "embedding", "multiply", "scale", "take_rows", "write_kv")
+ROWWISE = ("add", "concat", "derive", "embedding", "multiply", "scale", "split", "take_rows", "write_kv")
 """Ops in which no row can disturb another; NumPy adds up a product in an order that depends on all of its sizes."""
 
 

@@ -17,18 +17,32 @@ GATHERED_ELEMENTS = 2**27
 """Bound on the weights that one batched product gathers."""
 
 
-def router(spec: Router, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits [tokens, experts] -> ids and weights [tokens, top_k]. Gates rise with their logits, so these are sorted."""
+def router(spec: Router, logits: torch.Tensor, bias: Sequence[torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits [tokens, experts] -> ids and weights [tokens, top_k]. Without a bias gates rise with their logits, so these are sorted."""
     gates = torch.sigmoid(logits) if spec.sigmoid else torch.softmax(logits, dim=-1)
-    experts = torch.sort(logits, dim=-1, descending=True, stable=True).indices[..., : spec.top_k]
+    ranks = logits if bias is None else _ranks(spec, gates + bias[0])
+    experts = torch.sort(ranks, dim=-1, descending=True, stable=True).indices[..., : spec.top_k]
     weights = gates.gather(-1, experts)
-    return experts.int(), weights / weights.sum(-1, keepdim=True) if spec.renormalize else weights
+    weights = weights / weights.sum(-1, keepdim=True) if spec.renormalize else weights
+    return experts.int(), weights if spec.scale is None else weights * spec.scale
 
 
-def prepare(device: torch.device, spec: Moe, parts: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """gate over up [experts, 2 * mlp, embed], and down [experts, embed, mlp]."""
-    gate, up, down = (tensor(part).to(TORCH[spec.dtype]) for part in parts)
-    return torch.cat((gate, up), dim=1).to(device), down.to(device)
+def _ranks(spec: Router, biased: torch.Tensor) -> torch.Tensor:
+    """Biased gates [tokens, experts], and -inf in groups that are not kept."""
+    if spec.groups is None:
+        return biased
+    grouped = biased.unflatten(-1, (spec.groups, -1))
+    scores = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+    dropped = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., spec.top_groups :]
+    mask = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, dropped, True)
+    return grouped.masked_fill(mask[..., None], -torch.inf).flatten(-2)
+
+
+def prepare(device: torch.device, spec: Moe, parts: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    """gate over up [experts, 2 * mlp, embed], and down [experts, embed, mlp]; then their biases, alike."""
+    placed = [tensor(part).to(TORCH[spec.dtype]) for part in parts]
+    triples = [placed[:3], placed[3:]] if spec.bias else [placed]
+    return tuple(one.to(device) for gate, up, down in triples for one in (torch.cat((gate, up), dim=1), down))
 
 
 def moe(
@@ -56,6 +70,18 @@ def moe(
 
 def _mlp(spec: Moe, x: torch.Tensor, expert: torch.Tensor, weight: Sequence[torch.Tensor]) -> torch.Tensor:
     """x [tiles, tile, embed] through the experts [tiles]."""
-    gate, up = torch.bmm(x, weight[0][expert].transpose(1, 2)).float().chunk(2, dim=-1)
-    hidden = (FORMULAS[spec.activation](gate) * up).to(x.dtype)
-    return torch.bmm(hidden, weight[1][expert].transpose(1, 2))
+    gate, up = _linear(x, expert, weight[0::2]).float().chunk(2, dim=-1)
+    return _linear(_gated(spec, gate, up).to(x.dtype), expert, weight[1::2])
+
+
+def _linear(x: torch.Tensor, expert: torch.Tensor, weight: Sequence[torch.Tensor]) -> torch.Tensor:
+    """x [tiles, tile, input] by a weight [experts, output, input], and a bias [experts, output] if there is one."""
+    product = weight[0][expert].transpose(1, 2)
+    return torch.bmm(x, product) if len(weight) == 1 else torch.baddbmm(weight[1][expert][:, None], x, product)
+
+
+def _gated(spec: Moe, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    if spec.limit is None or spec.alpha is None:
+        return FORMULAS[spec.activation](gate) * up
+    gate, up = gate.clamp(max=spec.limit), up.clamp(-spec.limit, spec.limit)
+    return gate * torch.sigmoid(spec.alpha * gate) * (up + 1)

@@ -15,7 +15,7 @@ PLAIN = Plain("torch")
 
 EXACT: dict[str, Callable[..., Any]] = {
     "embedding": rows.embedding, "take_rows": rows.take_rows, "add": rows.add, "multiply": rows.multiply, "scale": rows.scale,
-    "write_kv": attention.write_kv,
+    "split": rows.split, "concat": rows.concat, "write_kv": attention.write_kv,
 }
 """Picks and single roundings: nothing around a row can change its bits."""
 
@@ -40,6 +40,7 @@ def kernels(device: torch.device) -> Sequence[Kernel]:
         Kernel("linear", "torch.linear", PLAIN.single, linear.run(device)),
         Kernel("linear", "torch.fused_linear", PLAIN.fused, linear.run(device), partial(linear.prepare, device)),
         Kernel("linear", "torch.quantized_linear", PLAIN.quantized, quantized.linear, partial(quantized.prepare, device)),
+        Kernel("head_linear", "torch.head_linear", PLAIN.float_dtype, linear.head_linear),
         Kernel("router", "torch.router", always, experts.router),
         Kernel("moe", "torch.moe", PLAIN.float_dtype, experts.moe, partial(experts.prepare, device)),
         Kernel("derive", "torch.derive", always, sample.derive, batch_invariant=True),

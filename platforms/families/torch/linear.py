@@ -1,4 +1,4 @@
-"""linear: one matrix product, also for several weights that share their input; sums and biases stay in float32."""
+"""linear: one matrix product, also for several weights that share their input; sums and biases stay in float32. head_linear."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ....ops import Linear
+from ....ops import HeadLinear, Linear
 from .arrays import TORCH, tensor
 
 
@@ -52,3 +52,8 @@ def linear(widened: Any, spec: Linear, x: torch.Tensor, weight: Sequence[torch.T
 
 def run(device: torch.device) -> Any:
     return partial(linear, product(device))
+
+
+def head_linear(spec: HeadLinear, x: torch.Tensor, weight: Sequence[torch.Tensor]) -> torch.Tensor:
+    """x [tokens, heads, input] -> [tokens, heads, output]: one batched product."""
+    return torch.bmm(x.transpose(0, 1), weight[0].transpose(1, 2)).transpose(0, 1)

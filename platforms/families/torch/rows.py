@@ -9,7 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....ops import Activation, Add, AddRmsNorm, Embedding, GatedActivation, LayerNorm, Multiply, RmsNorm, Rope, Scale, TakeRows
+from ....ops import (
+    Activation,
+    Add,
+    AddRmsNorm,
+    Concat,
+    Embedding,
+    GatedActivation,
+    LayerNorm,
+    Multiply,
+    RmsNorm,
+    Rope,
+    Scale,
+    Split,
+    TakeRows,
+)
 from .arrays import tensor
 
 
@@ -19,6 +33,14 @@ def embedding(spec: Embedding, tokens: Tensor, weight: Sequence[Tensor]) -> Tens
 
 def take_rows(spec: TakeRows, x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows)
+
+
+def split(spec: Split, x: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.split(spec.sizes, dim=-1))
+
+
+def concat(spec: Concat, *parts: Tensor) -> Tensor:
+    return torch.cat(parts, dim=-1)
 
 
 def add(spec: Add, a: Tensor, b: Tensor) -> Tensor:
