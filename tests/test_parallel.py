@@ -45,6 +45,15 @@ MODELS: dict[str, dict[str, Any]] = {
         **LLAMA, "model_type": "qwen3_moe", "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20,
         "decoder_sparse_step": 2, "norm_topk_prob": True,
     },
+    "gpt_oss": {
+        **{name: value for name, value in LLAMA.items() if name != "head_dim"}, "model_type": "gpt_oss", "sliding_window": 7,
+        "num_local_experts": 3, "num_experts_per_tok": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "deepseek_v3": {
+        **{name: value for name, value in LLAMA.items() if name != "head_dim"}, "model_type": "deepseek_v3", "num_key_value_heads": 4,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 40,
+        "first_k_dense_replace": 1, "q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 10, "qk_rope_head_dim": 8, "v_head_dim": 12,
+    },
 }
 
 
@@ -103,7 +112,7 @@ def test_two_devices_give_the_tokens_of_one(model: str, on: Callable[..., list[A
     assert len(set(alone)) > 1, "a model that repeats itself shows nothing"
 
 
-@pytest.mark.parametrize("model", ["llama", "all-biases"])
+@pytest.mark.parametrize("model", ["llama", "all-biases", "gpt_oss"])
 def test_key_value_heads_are_held_by_several_of_four_devices(model: str, on: Callable[..., list[Any]]) -> None:
     config = {**MODELS[model], "num_attention_heads": 4, "num_key_value_heads": 2}
     [alone], together = on(1, config, tokens), on(4, config, tokens)
@@ -180,7 +189,8 @@ def with_heads_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("plant", "model"), [
-    (without_sums, "llama"), (without_sums, "mixtral"), (with_the_first_part_for_all, "qwen2"), (with_biases_added_by_each, "all-biases"),
+    (without_sums, "llama"), (without_sums, "mixtral"), (with_biases_added_by_each, "gpt_oss"), (with_the_first_part_for_all, "qwen2"),
+    (with_biases_added_by_each, "all-biases"),
     (with_neighbours_exchanged, "llama"), (with_heads_interleaved, "gemma2"),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__.replace("_", "-"))
 def test_a_planted_bug_changes_the_tokens(

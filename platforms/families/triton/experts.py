@@ -24,12 +24,20 @@ FEW_PAIRS = 2048
 def kernels(device: Device) -> Sequence[Kernel]:
     return [
         Kernel("router", "triton.router", routes, partial(router, device)),
-        Kernel("moe", "triton.moe", PLAIN.float_dtype, partial(moe, device), partial(prepare, device.torch)),
+        Kernel("moe", "triton.moe", mixes, partial(moe, device), partial(prepare, device.torch)),
     ]
 
 
 def routes(spec: Router) -> Support:
+    if spec.bias or spec.groups or spec.scale is not None:
+        return "chooses among all experts by their gates alone, without a bias, groups or a scale"
     return None if spec.experts.size <= MOST_EXPERTS else f"{spec.experts.size} experts; a program holds the logits of {MOST_EXPERTS}"
+
+
+def mixes(spec: Moe) -> Support:
+    if spec.bias or spec.limit is not None or spec.alpha is not None:
+        return "computes experts without biases, and with a plain activation"
+    return PLAIN.float_dtype(spec)
 
 
 def router(device: Device, spec: Router, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ class TritonPlatform(TorchPlatform):
             raise ConfigError(f"platform {self.name} takes the number of a device or {INTERPRETED!r}; found {options}")
         if options.text == INTERPRETED:
             return torch.device("cpu")
-        index, count = int(options.text or 0), torch.cuda.device_count()
+        index, count = int(options.text or 0) + options.rank, torch.cuda.device_count()
         if index >= count:
             raise ConfigError(f"platform {self.name}: asked for device {index}, and torch sees {count}. Name one from 0 to {count - 1}, "
                               "or make it visible to this process.")
