@@ -845,7 +845,8 @@ def test_what_is_not_supported_has_a_reason(platform: Platform, spec: Spec, reas
 
 
 def test_every_op_of_the_contract_has_a_kernel(platform: Platform) -> None:
-    assert {kernel.op for kernel in platform.kernels()} == set(Spec.families)
+    composed = {"gated_linear"}
+    assert {kernel.op for kernel in platform.kernels()} == set(Spec.families) - composed
 
 
 # One graph, three frameworks
