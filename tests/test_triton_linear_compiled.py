@@ -73,7 +73,7 @@ def test_it_compiles_within_the_chips_registers_and_shared_memory(arch: str, spe
 def test_a_single_row_streams_weights_through_registers_alone(arch: str) -> None:
     [made] = launched(arch, linear_of(), 1)
     assert made.kernel == "linear_of_one_row" and made.fits
-    assert made.shared_bytes <= 4096
+    assert made.shared_bytes <= 8192, "sums of programs' lanes; a tile of the weight has 16 KiB"
 
 
 def test_an_e4m3_product_reaches_the_matrix_unit_as_the_chip_has_it() -> None:

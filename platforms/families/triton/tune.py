@@ -87,7 +87,7 @@ def kernel_of(spec: Spec, tokens: int) -> str | None:
         return "experts"
     if isinstance(spec, GatedLinear):
         return "gated_of_one_row" if tokens == 1 and spec.scheme is None else kernel_of(spec.linear, tokens)
-    if not isinstance(spec, Linear) or spec.reduce:
+    if not isinstance(spec, Linear):
         return None
     return "quantized_linear" if spec.scheme else "linear_of_one_row" if tokens == 1 else "linear"
 
