@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SpecError
-from .spec import Abstract, Spec, expect, spec
+from .spec import Abstract, Spec, expect, spec, wide
 from .tolerance import EXACT
 
 
@@ -29,7 +29,7 @@ class Split(Spec):
         return tuple(Abstract((*x.shape[:-1], size), self.dtype) for size in self.sizes)
 
     def reference(self, x: Any) -> Any:
-        return tuple(np.split(np.asarray(x), np.cumsum(self.sizes)[:-1], axis=-1))
+        return tuple(np.split(wide(x), np.cumsum(self.sizes)[:-1], axis=-1))
 
 
 @spec
@@ -52,4 +52,4 @@ class Concat(Spec):
         return Abstract((*parts[0].shape[:-1], sum(self.sizes)), self.dtype)
 
     def reference(self, *parts: Any) -> Any:
-        return np.concatenate(parts, axis=-1)
+        return np.concatenate([wide(part) for part in parts], axis=-1)
