@@ -5,7 +5,6 @@ Imports are absolute: pytest may name this module after its folder.
 from __future__ import annotations
 
 import pytest
-
 from inferplane.conformance.case import GOOD, Case
 from inferplane.conformance.cases import all_cases
 from inferplane.conformance.rig import Rig

@@ -107,18 +107,20 @@ def refused(capsys: Any, *arguments: str) -> str:
 
 
 def test_without_a_gpu_it_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "on a machine that has the GPU" in refused(capsys, "--platform", "cuda:interpreted", "--shape", "64x64")
-    assert "use cuda or rocm" in refused(capsys, "--platform", "cpu", "--shape", "64x64")
+    assert "on a machine that has the GPU" in refused(capsys, "--platform", "cuda:interpreted", "--linear", "64x64")
+    assert "on a machine that has the GPU" in refused(capsys, "--platform", "cuda:interpreted", "--shape", "tiny", "--quantization", "int8")
+    assert "use cuda or rocm" in refused(capsys, "--platform", "cpu", "--linear", "64x64")
 
 
 def test_wrong_arguments_are_told_with_the_right_form(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "write OUTPUTSxINPUTS" in refused(capsys, "--platform", "cuda:interpreted", "--shape", "64")
-    assert "write numbers from 1 on" in refused(capsys, "--shape", "64x64", "--tokens", "0,2")
-    assert "name the scheme" in refused(capsys, "--platform", "cuda:interpreted", "--shape", "64x64", "--quantization", "int8")
+    assert "write OUTPUTSxINPUTS" in refused(capsys, "--platform", "cuda:interpreted", "--linear", "64")
+    assert "write numbers from 1 on" in refused(capsys, "--linear", "64x64", "--tokens", "0,2")
+    assert "is unknown" in refused(capsys, "--platform", "cuda:interpreted", "--linear", "64x64", "--quantization", "int9")
+    assert "llama-1b" in refused(capsys, "--platform", "cuda:interpreted", "--shape", "llama-1")
 
 
 def test_help_teaches_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["tune", "kernels", "--help"])
     told = capsys.readouterr().out
-    assert "inferplane tune kernels --platform rocm --shape" in told and "Nothing is ever measured while serving" in told
+    assert "inferplane tune kernels --platform rocm --linear" in told and "Nothing is ever measured while serving" in told
