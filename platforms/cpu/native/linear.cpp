@@ -62,6 +62,7 @@ void pack_linear(void* packed, int64_t first_row, const void* weight, int64_t ro
 void linear(LinearJob& job) {
     static thread_local Scratch scratch;
     const LinearKernels& kernels = active_path().linear[int(job.dtype)];
+    job.activate = active_path().activation[int(DType::float32)];
     job.left_stride = left_stride(job);
     job.left = scratch.get<char>(std::min(job.rows, slab_rows) * job.left_stride * kernels.left_bytes);
     const int64_t together = job.panels_together(), panels = linear_panels(job.outputs) / together;

@@ -32,6 +32,7 @@ struct LinearJob {
     std::vector<LinearOut> outs;
     bool gated = false;  // panels of a gate and of an up take turns, outs are these two, and outs[0] gets activation(gate) * up
     Activation activation = Activation::silu;
+    void (*activate)(const ActivationJob& job, int64_t first, int64_t last) = nullptr;  // the path's, of float32
     int64_t first_row = 0, slab = 0;  // the slab at hand
     void* left = nullptr;             // [slab, left_stride], in the tile's own type
     int64_t left_stride = 0;          // elements of that type

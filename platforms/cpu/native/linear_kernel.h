@@ -7,7 +7,6 @@
 #pragma once
 
 #include "linear.h"
-#include "rows_kernel.h"
 #include "tile.h"
 
 namespace inferplane {
@@ -58,35 +57,24 @@ INFERPLANE_INLINE void store_slice(const LinearJob& job, int64_t panel, int64_t 
     }
 }
 
-template <class Isa, class T, Activation kind>
-INFERPLANE_INLINE void store_gated(const LinearJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* gates, const float* ups) {
+// sums and ups [rows, 64] of a gate and of the up behind it: both change on the way.
+template <class Isa, class T>
+INFERPLANE_INLINE void store_gated(const LinearJob& job, int64_t panel, int64_t first_row, int64_t rows, float* gates, float* ups) {
     const LinearOut &gate = job.outs[0], &up = job.outs[1];
     const int64_t from = panel / 2 * panel_columns, width = gate.width - from < panel_columns ? gate.width - from : panel_columns;
-    for (int64_t row = 0; row < rows; ++row) {
-        T* out = static_cast<T*>(gate.data) + (first_row + row) * gate.width + from;
-        for (int64_t j = 0; j < width; j += lanes) {
-            Floats<Isa> a = load<Isa>(gates + row * panel_columns + j), b = load<Isa>(ups + row * panel_columns + j);
-            if (gate.bias) a = a + load_upto<Isa>(static_cast<const T*>(gate.bias) + from + j, width - j);
-            if (up.bias) b = b + load_upto<Isa>(static_cast<const T*>(up.bias) + from + j, width - j);
-            store_upto<Isa>(out + j, activate<Isa, kind>(a) * b, width - j);
-        }
-    }
+    const T *gate_bias = static_cast<const T*>(gate.bias), *up_bias = static_cast<const T*>(up.bias);
+    if (gate_bias) store_segment<Isa>(gates, rows, gate_bias + from, gates, panel_columns, width);
+    if (up_bias) store_segment<Isa>(ups, rows, up_bias + from, ups, panel_columns, width);
+    job.activate({gates, ups, gates, rows * panel_columns, job.activation, DType::float32}, 0, rows * panel_columns);
+    store_segment<Isa, T>(gates, rows, nullptr, static_cast<T*>(gate.data) + first_row * gate.width + from, gate.width, width);
 }
 
 // sums [rows, 64] of a panel; `ups` of the one behind it, where `sums` is a gate's.
 template <class Isa, class T>
-INFERPLANE_INLINE void store_sums(const LinearJob& job, int64_t panel, int64_t first_row, int64_t rows, const float* sums, const float* ups) {
-    if (!job.gated) {
-        if (job.out_dtype == DType::float32) return store_slice<Isa, T, float>(job, panel, first_row, rows, sums);
-        return store_slice<Isa, T, T>(job, panel, first_row, rows, sums);
-    }
-    switch (job.activation) {
-        case Activation::silu: return store_gated<Isa, T, Activation::silu>(job, panel, first_row, rows, sums, ups);
-        case Activation::gelu: return store_gated<Isa, T, Activation::gelu>(job, panel, first_row, rows, sums, ups);
-        case Activation::gelu_tanh: return store_gated<Isa, T, Activation::gelu_tanh>(job, panel, first_row, rows, sums, ups);
-        case Activation::relu: return store_gated<Isa, T, Activation::relu>(job, panel, first_row, rows, sums, ups);
-        case Activation::tanh: return store_gated<Isa, T, Activation::tanh>(job, panel, first_row, rows, sums, ups);
-    }
+INFERPLANE_INLINE void store_sums(const LinearJob& job, int64_t panel, int64_t first_row, int64_t rows, float* sums, float* ups) {
+    if (job.gated) return store_gated<Isa, T>(job, panel, first_row, rows, sums, ups);
+    if (job.out_dtype == DType::float32) return store_slice<Isa, T, float>(job, panel, first_row, rows, sums);
+    store_slice<Isa, T, T>(job, panel, first_row, rows, sums);
 }
 
 template <class P>

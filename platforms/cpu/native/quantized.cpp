@@ -96,6 +96,7 @@ void pack_quantized(const QuantizedLayout& layout, void* packed, int64_t first_r
 void quantized_linear(QuantizedJob& job) {
     static thread_local Scratch staged, scales;
     const Path& path = active_path();
+    job.activate = path.activation[int(DType::float32)];
     const QuantizedKernels& kernels = job.quantizes ? path.codes[int(job.dtype)] : path.floats[int(job.dtype)];
     job.tile_rows = kernels.tile_rows;
     job.piece_steps = piece_steps(job);

@@ -24,7 +24,7 @@ template <class Isa> void scale_sums(const QuantizedLayout& layout, const char* 
 
 // A tile's results leave as soon as they are there: the stores of many rows at once would wait for each other. Sums of a gate
 // stay, and leave with those of the up behind it, which finds them in `gates`.
-template <class D, class T> void codes_panel(const QuantizedJob& job, int64_t panel, bool last_panel, float* sums, const float* gates) {
+template <class D, class T> void codes_panel(const QuantizedJob& job, int64_t panel, bool last_panel, float* sums, float* gates) {
     using Isa = typename D::Isa;
     const QuantizedLayout& layout = job.layout;
     const RowTiles tiles = job.tiles();

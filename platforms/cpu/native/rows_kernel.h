@@ -110,7 +110,7 @@ template <class Isa, bool rough> INFERPLANE_INLINE Floats<Isa> sigmoid_times(Flo
     return x * where_less(exponent, zero, small, one) / (one + small);
 }
 
-template <class Isa, Activation kind, bool rough = false> INFERPLANE_INLINE Floats<Isa> activate(Floats<Isa> x) {
+template <class Isa, Activation kind, bool rough> INFERPLANE_INLINE Floats<Isa> activate(Floats<Isa> x) {
     if constexpr (kind == Activation::silu) return sigmoid_times<Isa, rough>(x, x);
     if constexpr (kind == Activation::gelu) return x * fill<Isa>(0.5f) * erfc(x * fill<Isa>(-0.70710678118f));
     // 0.5 (1 + tanh u) is the sigmoid of 2u, without cancellation; u = sqrt(2 / pi) (x + 0.044715 x^3).
