@@ -95,7 +95,7 @@ def _check_positions(manifest: Manifest, stretch: Stretch, group: StateGroup) ->
     needed = ours.start if group.window is None else max(ours.start, ours.stop - group.window + 1)
     if stretch.blocks and not sent.start <= needed <= ours.stop <= sent.stop:
         raise ExchangeError(f"the part of group {group.name!r} holds positions {sent.start} to {sent.stop}, and blocks of "
-                            f"{stretch.block_tokens} tokens need {needed} to {ours.stop} here; export a prefix of whole blocks of both sides")
+                            f"{stretch.block_tokens} tokens need {needed} to {ours.stop} here; export whole blocks of both sides")
 
 
 def _cut(arrays: Mapping[str, np.ndarray[Any, Any]], first: int, positions: range) -> dict[str, np.ndarray[Any, Any]]:
