@@ -77,7 +77,7 @@ def greedy(loaded: Loaded, prompt: Sequence[int], steps: int) -> Array:
 def load_on(
     rig: Rig, source: RandomSource, *, platform: Platform | None = None, dtype: str = "float32", length: int = CONTEXT,
     block_tokens: int | None = None, deterministic: bool = False, quantization: str | None = None,
-    world: World | None = None, collectives: Collectives | None = None,
+    kv_dtype: str | None = None, world: World | None = None, collectives: Collectives | None = None,
 ) -> Loaded:
     """The model on the rig's platform (or on another like it), with the rig's kernels, for sequences of `length` tokens.
 
@@ -88,7 +88,7 @@ def load_on(
     if dtype not in said.dtypes or (block_tokens is not None and block_tokens not in said.block_tokens):
         raise Unsupported(f"capabilities: {', '.join(said.dtypes)}, in blocks of {', '.join(map(str, said.block_tokens))} tokens")
     options = LoadOptions(dtype=dtype, max_model_len=length, block_tokens=block_tokens, deterministic=deterministic,
-                          quantization=quantization)
+                          quantization=quantization, kv_dtype=kv_dtype)
     own = {(kernel.op, kernel.name) for kernel in platform.kernels()}
     added = [kernel for kernel in rig.kernels if (kernel.op, kernel.name) not in own]
     try:

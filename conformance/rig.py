@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,15 +41,23 @@ class Rig:
 
     def __init__(
         self, platform: Platform, oracle: Oracle | None = None, reopen: Callable[[], Platform] | None = None,
-        device: Callable[[int], Platform] | None = None,
+        device: Callable[[int], Platform] | None = None, partner: Callable[[], Rig] | None = None,
     ) -> None:
-        """reopen: another platform like this one (default: of its class, without options). device: the one of a rank."""
+        """reopen: another platform like this one (default: of its class, without options). device: the one of a rank.
+
+        partner: the rig that this one exchanges blocks with (default: the reference's).
+        """
         self.platform = platform
         self.reopen = reopen or (lambda: type(platform)(Options()))
         self.device = device or (lambda rank: self.reopen())
         self.oracle = oracle or Oracle()
+        self._partner = partner or (lambda: Rig(self.oracle.platform, self.oracle))
         packs = registry.kernel_packs(platform.name)
         self.kernels = [kernel for pack in packs for kernel in pack.kernels] + list(platform.kernels())
+
+    @cached_property
+    def partner(self) -> Rig:
+        return self._partner()
 
     def supporting(self, spec: Spec) -> list[Kernel]:
         """Every kernel that says yes. Raises `Unsupported` with all reasons if none does, and checks that binding is refused."""

@@ -46,6 +46,7 @@ class Setting:
     caching: bool = False
     sequences: int = 8
     block_tokens: int | None = None
+    kv_dtype: str | None = None
     deterministic: bool = False
     key_bits: int | None = None
     """Prefix keys that take only so many bits of theirs: they collide."""
@@ -188,6 +189,7 @@ def start(rig: Rig, setting: Setting, seed: int) -> Served:
     try:
         return Served(load_on(
             rig, source, platform=platform, dtype=setting.dtype, block_tokens=setting.block_tokens, deterministic=setting.deterministic,
+            kv_dtype=setting.kv_dtype,
         ), setting)
     except BaseException:
         platform.close()
@@ -199,7 +201,7 @@ class Alone:
 
     def __init__(self, rig: Rig, setting: Setting, seed: int) -> None:
         source = RandomSource(MODELS[setting.model], seed, setting.dtype)
-        self.loaded = load_on(rig, source, dtype=setting.dtype, deterministic=setting.deterministic)
+        self.loaded = load_on(rig, source, dtype=setting.dtype, deterministic=setting.deterministic, kv_dtype=setting.kv_dtype)
         self.bits = self.loaded.resolution.batch_invariant
 
     @property

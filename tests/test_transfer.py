@@ -6,9 +6,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from inferplane import LLM, SamplingParams
+from inferplane.conformance.rig import Rig
+from inferplane.conformance.served import Setting, serve
 from inferplane.core.kv.salt import Salt
 from inferplane.core.transfer import export_prefix, import_prefix
 from inferplane.errors import CapacityError, ExchangeError
+from inferplane.platforms import registry
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPT = [int(token) for token in np.random.default_rng(3).integers(5, 400, 100)]
@@ -76,3 +79,28 @@ def test_a_prefix_of_codes_travels_with_its_scales(kv_cache_dtype: str) -> None:
         assert theirs.metrics.kv is not None and theirs.metrics.kv.hit_tokens == 32
         with pytest.raises(ExchangeError, match="k_scale"):
             import_prefix(plain.engine, PROMPT[:40], parts)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(16, 64), (64, 16), (32, 8)])
+def test_blocks_of_one_size_become_blocks_of_another(theirs: int, ours: int) -> None:
+    first, second = (LLM(platform="cpu", kv_cache_memory_gb=0.2, block_size=size) for size in (theirs, ours))
+    with first, second:
+        expected = first.generate(PROMPT, GREEDY)[0].outputs[0]
+        known = import_prefix(second.engine, PROMPT, export_prefix(first.engine, PROMPT))
+        assert known == 100 // theirs * theirs // ours * ours
+        answer = second.generate(PROMPT, GREEDY)[0]
+        assert answer.outputs[0].token_ids == expected.token_ids
+        assert answer.metrics.kv is not None and answer.metrics.kv.hit_tokens == known
+
+
+def test_blocks_that_lack_what_a_window_reads_are_refused() -> None:
+    """Of 48 tokens a sender with small blocks keeps the last 32; the receiver's blocks hold 32 tokens, and their end reads from 12 on."""
+    rig = Rig(registry.named("reference"))
+    prompt = list(range(4, 54))
+    with serve(rig, Setting("sliding", caching=True, block_tokens=16), 1) as served:
+        served.ask(prompt, GREEDY).end()
+        parts = export_prefix(served.engine, prompt)
+    with serve(rig, Setting("sliding", caching=True, block_tokens=32), 1) as served:
+        with pytest.raises(ExchangeError, match="16 to 48, and blocks of 32 tokens need 12 to 32"):
+            import_prefix(served.engine, prompt, parts)
+        assert served.engine.stats().kv.held_blocks == (0,)

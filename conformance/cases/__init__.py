@@ -11,6 +11,7 @@ from . import (
     contract,
     elementwise,
     engine,
+    exchange,
     experts,
     far,
     graph,
@@ -31,7 +32,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for module in (
         contract, steps, lookup, elementwise, norm, rope, linear, quantized, experts, sample, state, attention, far, graph, parallel,
-        engine, prefixes, roofline,
+        engine, prefixes, exchange, roofline,
     )
     for family in module.FAMILIES
 }

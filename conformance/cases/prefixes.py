@@ -9,6 +9,7 @@ import numpy as np
 from ...core.kv.exchange import pack, unpack
 from ...core.kv.prefix import PrefixIndex
 from ...core.kv.salt import Salt
+from ...core.loader import Loaded
 from ...core.transfer import export_prefix, import_prefix
 from ...errors import ExchangeError
 from ..address import Address
@@ -26,13 +27,13 @@ SALTS = {
 MODEL = tuple(MODELS)
 
 
-def _prompt(address: Address, length: int) -> list[int]:
+def prompt_of(address: Address, length: int) -> list[int]:
     return address.random().integers(4, POISON, length).tolist()
 
 
 def _salts(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     """The same prompt under two salts is computed twice; under either of them again it is known."""
-    setting, prompt, (first, second) = Setting(params["model"], caching=True), _prompt(address, 50), SALTS[params["salts"]]
+    setting, prompt, (first, second) = Setting(params["model"], caching=True), prompt_of(address, 50), SALTS[params["salts"]]
     alone = Alone(rig, setting, address.seed)
     with serve(rig, setting, address.seed) as served:
         for salt, known in ((first, False), (second, False), (first, True), (second, True)):
@@ -58,7 +59,7 @@ def _collisions(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
 def _keys(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     """The chain as it is written down: the same in every process, on every machine."""
     size, salt = params.int("block"), Salt(adapter="a", media="m", tenant="t")
-    tokens = np.asarray(_prompt(address, 4 * size), "<i4")
+    tokens = np.asarray(prompt_of(address, 4 * size), "<i4")
     index, keys = PrefixIndex(size, 1, 8), list[bytes]()
     index.extend(keys, index.origin(salt), tokens.data.cast("B"))
     parts = b"".join(tag + len(text).to_bytes(8, "little") + text for tag, text in ((b"A", b"a"), (b"M", b"m"), (b"T", b"t")))
@@ -72,7 +73,7 @@ def _keys(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
 
 def _exchanged(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     """A prefix that another engine computed gives the answer that computing it gives."""
-    setting, prompt = Setting(params["model"], caching=True), _prompt(address, 50)
+    setting, prompt = Setting(params["model"], caching=True), prompt_of(address, 50)
     alone, way = Alone(rig, setting, address.seed), everything(GREEDY)
     with serve(rig, setting, address.seed) as served:
         alone.expect("before an export", served.ask(prompt, way).end(), way)
@@ -87,26 +88,34 @@ def _exchanged(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     return alone.kernels
 
 
+DAMAGES = ("byte", "cut", "dtype", "model", "salt", "tokens")
+
+
+def damaged(what: str, parts: list[bytes], loaded: Loaded, address: Address) -> tuple[list[bytes], Salt]:
+    """Parts of a model's only group with one thing wrong, and the salt to import them under."""
+    [group] = loaded.model.states
+    manifest, arrays = unpack(parts[0], model=loaded.fingerprint, group=group, salt=Salt().digest())
+    changed = bytearray(parts[0])
+    changed[address.seed % len(changed)] ^= 1
+    other = tuple(place + 1 for place in manifest.tokens)
+    made = {
+        "byte": bytes(changed),
+        "cut": parts[0][:-1],
+        "dtype": pack(manifest, {name: array.astype(np.float16) for name, array in arrays.items()}),
+        "model": pack(replace(manifest, model="another"), arrays),
+        "tokens": pack(replace(manifest, tokens=other), arrays),
+    }
+    return [made.get(what, parts[0])], Salt(tenant="t") if what == "salt" else Salt()
+
+
 def _refused(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
     """Blocks that are not the importer's own kind, or not as they were sent, are refused, and nothing has changed."""
-    setting, prompt, what = Setting(caching=True), _prompt(address, 50), params["what"]
+    setting, prompt, what = Setting(caching=True), prompt_of(address, 50), params["what"]
     alone = Alone(rig, setting, address.seed)
     with serve(rig, setting, address.seed) as served:
         served.ask(prompt, GREEDY).end()
         parts = export_prefix(served.engine, prompt)
-    [group] = alone.loaded.model.states
-    manifest, arrays = unpack(parts[0], model=alone.loaded.fingerprint, group=group, salt=Salt().digest())
-    changed = bytearray(parts[0])
-    changed[address.seed % len(changed)] ^= 1
-    other = [place + 1 for place in manifest.tokens]
-    parts, salt = {
-        "byte": ([bytes(changed)], None),
-        "cut": ([parts[0][:-1]], None),
-        "dtype": ([pack(manifest, {name: array.astype(np.float16) for name, array in arrays.items()})], None),
-        "model": ([pack(replace(manifest, model="another"), arrays)], None),
-        "salt": (parts, Salt(tenant="t")),
-        "tokens": ([pack(replace(manifest, tokens=tuple(other)), arrays)], None),
-    }[what]
+    parts, salt = damaged(what, parts, alone.loaded, address)
     with serve(rig, setting, address.seed) as served:
         try:
             import_prefix(served.engine, prompt, parts, salt)
@@ -122,5 +131,5 @@ FAMILIES = [Family(f"engine.{name}", 4, axes, run) for name, run, axes in (
     ("collisions", _collisions, {"model": MODEL, "bits": ("1", "3")}),
     ("keys", _keys, {"block": ("1", "16", "128")}),
     ("exchanged", _exchanged, {"model": MODEL}),
-    ("refused", _refused, {"what": ("byte", "cut", "dtype", "model", "salt", "tokens")}),
+    ("refused", _refused, {"what": DAMAGES}),
 )]

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 
 from ...core import runner as runner_module
+from ...core import transfer
 from ...core.edits import Edits
 from ...core.kv import exchange, prefix
 from ...core.kv.blocks import BlockPool
@@ -76,6 +77,11 @@ def _position_free() -> Any:
         yield
 
 
+def _cut_from_the_start(arrays: Mapping[str, Any], first: int, positions: range) -> dict[str, Any]:
+    """Blocks of another size take the first tokens that were sent."""
+    return {name: np.pad(array, ((0, 0), (0, 0), (0, len(positions)), (0, 0)))[:, :, : len(positions)] for name, array in arrays.items()}
+
+
 def _unproved(data: bytes) -> tuple[bytes, memoryview]:
     """The checksum is not looked at."""
     _, _, size = exchange.PREFIX.unpack_from(data)
@@ -92,6 +98,8 @@ KEYS = [
          lambda self, salt: hashlib.sha256(salt.encode()).digest()),
     Variant("engine.blocks_named_by_their_own_tokens", "engine", OURS, MutantPlatform, ("engine.prefix", "engine.keys"), _position_free),
     core("checksum_not_looked_at", OURS, ["engine.refused"], exchange, "_open", _unproved),
+    core("tokens_not_looked_at", OURS, ["engine.refused"], transfer, "_check_tokens", lambda *arguments: None),
+    core("blocks_cut_from_the_start", OURS, ["exchange.prefix"], transfer, "_cut", _cut_from_the_start),
     core("dtype_and_model_not_looked_at", "LMCache #1856", ["engine.refused"], exchange, "_check_expected", lambda *arguments: None),
 ]
 

@@ -45,7 +45,7 @@ class Manifest:
     model: the fingerprint of weights and config. tokens, positions [tokens]: what was computed, and where it stood.
     rope: the keys are rotated already. salt: `Salt.digest()` of adapter, media and tenant. block_tokens: of the exporter.
     scales: for an array of codes, the name of the array with its scales, which broadcasts against it; None: nothing is quantized.
-    arrays: filled in by `pack`. parent: the prefix key of all tokens before positions[0], which the arrays depend on too.
+    arrays: filled in by `pack`. parent: a digest of the salt and all tokens before positions[0], which the arrays depend on too.
     """
 
     model: str
@@ -60,6 +60,12 @@ class Manifest:
     arrays: tuple[ArrayForm, ...] = ()
     parent: str = ""
     version: int = VERSION
+
+    @property
+    def stretch(self) -> range:
+        """From the first position to the last."""
+        first = self.positions[0] if self.positions else 0
+        return range(first, first + len(self.positions))
 
 
 def pack(manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -137,6 +143,8 @@ def _check_manifest(manifest: Manifest) -> None:
     if len(manifest.tokens) != len(manifest.positions):
         raise ExchangeError(f"{len(manifest.tokens)} tokens need as many positions; found {len(manifest.positions)}. "
                             "Give one each.")
+    if manifest.positions != tuple(manifest.stretch):
+        raise ExchangeError(f"positions must follow one another; found {list(manifest.positions[:8])}. Send one stretch.")
     names = [form.name for form in manifest.arrays]
     if len(set(names)) != len(names) or not names:
         raise ExchangeError(f"a manifest names each of at least one array once; found {names}. Name them apart.")
