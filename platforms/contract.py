@@ -13,7 +13,7 @@ from ..errors import ConfigError, PlatformUnavailable
 from ..ops import BatchShape, Kernel, Packed, Spec, StateGroup
 
 CONTRACT = (1, 2)
-"""major: refuses to load on a mismatch. minor: optional members were added."""
+"""major: refuses to load on a mismatch. minor: optional members were added, or fields that kernels must look at (1.2: `Sampling.mask`)."""
 
 HostArrays = Mapping[str, np.ndarray[Any, Any]]
 """Canonical blocks: for each array of a group `[layers, kv_heads, tokens, dim]`."""
@@ -46,7 +46,7 @@ class Buckets:
             blocks=tuple(_next(self.blocks, width) for width in shape.blocks),
             longest_query=1 if shape.longest_query == 1 else _next(self.tokens, shape.longest_query),
             edits=_next(self.edits, shape.edits),
-            logprobs=shape.logprobs,
+            mask_words=shape.mask_words, logprobs=shape.logprobs,
         )
 
 
