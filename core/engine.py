@@ -20,11 +20,14 @@ from .request import Key, Request, SamplingParams, expand
 from .runner import Runner
 from .scheduler.plan import StepPlan, Update
 from .scheduler.scheduler import Scheduler
+from .structured import Grammars, Guide, StructuredOutputs
 from .tokenizer import Tokenizer
 
 Sink = Callable[[RequestOutput | InferplaneError], None]
 """Called from the engine's thread: with each growth of a streamed request, with the end of any, or with its error."""
 
+MASKS_SINCE = (1, 2)
+"""The contract that samplers honour masks by."""
 AHEAD = 2
 """Steps in flight: the device computes one while the host plans and uploads the next."""
 
@@ -37,6 +40,7 @@ class CheckedPrompt(NamedTuple):
     tokens: Any
     """[tokens] int32."""
     params: SamplingParams
+    guide: Guide | None = None
 
 
 @dataclass
@@ -88,6 +92,8 @@ class Engine:
     ) -> None:
         self.scheduler, self.runner, self.tokenizer = scheduler, runner, tokenizer
         self.eos_ids, self.max_model_len = eos_ids, max_model_len
+        vocab = runner.loaded.model.vocab_size
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, vocab, tuple(eos_ids))
         self._seeds = itertools.count(seed << 32)
         self._names = itertools.count(1)
         self._entries: dict[str, _Entry] = {}
@@ -119,7 +125,18 @@ class Engine:
         for what, ids in (("the prompt", request.prompt.tolist()), ("logit_bias", biased), ("stop_token_ids", stops)):
             if (highest := max(ids, default=0)) >= vocab:
                 raise RequestError(f"{what} has token id {highest}, and the vocabulary ends at {vocab - 1}; check the tokenizer")
-        return CheckedPrompt(name, text, request.prompt, params)
+        return CheckedPrompt(name, text, request.prompt, params, self._guide(params.structured_outputs))
+
+    def _guide(self, asked: StructuredOutputs | None) -> Guide | None:
+        if asked is None:
+            return None
+        if self._grammars is None:
+            raise RequestError("structured outputs need to know how tokens are spelled, and this model has no tokenizer")
+        platform = self.runner.platform
+        if platform.contract < MASKS_SINCE:
+            raise RequestError(f"platform {platform.name!r} was written for contract {platform.contract}, whose samplers know no masks; "
+                               f"structured outputs need {MASKS_SINCE}")
+        return self._grammars.guide(asked)
 
     def submit(
         self,
@@ -136,7 +153,7 @@ class Engine:
         name = prompt.name
         requests = expand(
             name, prompt.tokens, prompt.params, eos_ids=self.eos_ids, max_model_len=self.max_model_len,
-            priority=priority, tenant=tenant, salt=salt, arrival=arrival, seed=next(self._seeds),
+            priority=priority, tenant=tenant, salt=salt, arrival=arrival, seed=next(self._seeds), guide=prompt.guide,
         )
         completions = tuple(Completion(request, self.tokenizer, self.eos_ids) for request in requests)
         entry = _Entry(sink, stream, prompt.text, tuple(prompt.tokens.tolist()), requests, completions, arrival)
@@ -298,6 +315,10 @@ class Engine:
         entry = self._entries.get(update.request.request_id)
         if entry is None:
             return
+        guide = update.request.guide
+        if guide is not None and guide.error:
+            self._refuse(entry, guide.error)
+            return
         completion = entry.completions[update.request.sample_index]
         if update.token is None:
             completion.finish_reason = update.reason
@@ -313,6 +334,13 @@ class Engine:
         ended = self.scheduler.finish(key, "stop", now)
         if ended is not None and ended.kv is not None:
             entry.kv.append(ended.kv)
+
+    def _refuse(self, entry: _Entry, reason: str) -> None:
+        """End a request with an error of its own."""
+        name = entry.requests[0].request_id
+        del self._entries[name]
+        self.scheduler.abort(name, time.monotonic())
+        entry.sink(RequestError(reason))
 
     def _deliver_all(self, updates: Sequence[Update]) -> None:
         now = time.monotonic()

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import InferplaneError
 from ..ops import BatchShape, Packed, StateGroup, empty
 from ..platforms.contract import Buckets, HostArrays, Pending
-from .edits import Edits, edits
+from .edits import Edits, edits, mask
 from .loader import Loaded
 from .localize import joined_blocks, local_blocks
 from .parallel.messages import Write
@@ -43,7 +43,7 @@ class Runner:
         return pack(
             plan.rows, self.loaded.model.states, self.platform.capabilities.buckets,
             sample=[int(ends[i]) - 1 for i in plan.samples], sampled=samples, edits=changes,
-            logprobs=max((self._logprobs(row) for row in samples), default=-1),
+            masks=[mask(row, drawn) for row in samples], logprobs=max((self._logprobs(row) for row in samples), default=-1),
         )
 
     def submit(self, plan: StepPlan, drawn: Drawn) -> Pending:
@@ -107,12 +107,13 @@ def pack(
     sample: Sequence[int],
     sampled: Sequence[RowPlan] = (),
     edits: Sequence[Edits | None] = (),
+    masks: Sequence[np.ndarray[Any, Any] | None] = (),
     logprobs: int = -1,
 ) -> Packed:
     """Fill the buffers of one step.
 
     sample: tokens whose hidden state goes to the head. sampled: the row that each is drawn for (empty: nothing is drawn).
-    edits: of each sample.
+    edits, masks: of each sample.
     Padding rows are empty, and padding tokens go to null block 0 of a padding row where there is one.
     """
     counts = [row.count for row in rows]
@@ -120,7 +121,8 @@ def pack(
     shape = BatchShape(
         tokens=total, rows=len(rows), samples=len(sample),
         blocks=tuple(max(len(row.tables[g]) for row in rows) for g in range(len(groups))),
-        longest_query=max(counts), edits=sum(len(one.tokens) for one in edits if one), logprobs=logprobs,
+        longest_query=max(counts), edits=sum(len(one.tokens) for one in edits if one),
+        mask_words=max((len(one) for one in masks if one is not None), default=0), logprobs=logprobs,
     )
     shape = buckets.pad(shape) if buckets else shape
     packed, batch, sampling = empty(shape)
@@ -163,7 +165,15 @@ def pack(
             place = slice(first, first := first + len(one.tokens))
             sampling.edit_sample[place], sampling.edit_token[place] = i, one.tokens
             sampling.edit_seen[place], sampling.edit_count[place], sampling.edit_bias[place] = one.seen, one.drawn, one.bias
+    sampling.mask[:] = ALL
+    for i, allowed in enumerate(masks):
+        if allowed is not None:
+            sampling.mask[i] = allowed
     return packed
+
+
+ALL = -1
+"""A word of a mask that forbids nothing."""
 
 
 def _word(bits: int) -> int:

@@ -12,8 +12,8 @@ import numpy as np
 from ..errors import ConfigError, PlatformUnavailable
 from ..ops import BatchShape, Kernel, Packed, Spec, StateGroup
 
-CONTRACT = (1, 1)
-"""major: refuses to load on a mismatch. minor: optional members were added."""
+CONTRACT = (1, 2)
+"""major: refuses to load on a mismatch. minor: optional members were added, or fields that kernels must look at (1.2: `Sampling.mask`)."""
 
 HostArrays = Mapping[str, np.ndarray[Any, Any]]
 """Canonical blocks: for each array of a group `[layers, kv_heads, tokens, dim]`."""
@@ -46,7 +46,7 @@ class Buckets:
             blocks=tuple(_next(self.blocks, width) for width in shape.blocks),
             longest_query=1 if shape.longest_query == 1 else _next(self.tokens, shape.longest_query),
             edits=_next(self.edits, shape.edits),
-            logprobs=shape.logprobs,
+            mask_words=shape.mask_words, logprobs=shape.logprobs,
         )
 
 
@@ -129,6 +129,37 @@ class Collectives(Protocol):
         """After the last step."""
 
 
+@dataclass(frozen=True)
+class KernelCode:
+    """One kernel as it was compiled for a chip, in one configuration. Registers and spills are those of one thread."""
+
+    kernel: str
+    target: str
+    arguments: str
+    """Types of its arguments and values of its constants, tile sizes among them."""
+    options: str
+    """Warps, stages, and what else its compiler was told."""
+    registers: int = 0
+    shared_bytes: int = 0
+    """On-chip memory that one program takes."""
+    spilled_bytes: int = 0
+    reason: str = ""
+    """Why it cannot serve there, in words for a person: the compiler's own, a tile over the chip's budget, a spill. Empty: it can."""
+
+
+class Compiler(Protocol):
+    """A platform's compiler aimed at a chip that need not be there."""
+
+    platform: Platform
+    """Takes and gives arrays that have a shape and no numbers. What a step would start is compiled; nothing is started, and what is
+    fetched is zeros."""
+    kernels: Sequence[Kernel]
+    """Those of the platform's kernels whose code is compiled here. The others start what a library brings, which proves nothing."""
+
+    def made(self) -> Sequence[KernelCode]:
+        """What the platform would have started since the last call, in order; each combination is compiled once."""
+
+
 Step = Callable[[Any, Any, Any, Any], Any]
 """step(weights, state, batch, sampling) -> arrays. Traceable: nothing in it reads the host."""
 
@@ -155,6 +186,8 @@ class Platform(ABC):
     """`auto` takes the highest that is usable; `cpu` is 0; below 0: only when it is asked for."""
     parallel: ClassVar[str] = ""
     """What several devices exchange arrays with, and where that was run; empty: there is no `collectives`."""
+    targets: ClassVar[tuple[str, ...]] = ()
+    """Chips that code is compiled for without one at hand, by the names of their compiler; empty: there is no `compiler`."""
     capabilities: Capabilities
 
     def __init__(self, options: Options) -> None:
@@ -164,6 +197,14 @@ class Platform(ABC):
     @abstractmethod
     def probe(cls, options: Options) -> Availability:
         """Cheap; imports no framework."""
+
+    @classmethod
+    def compiler(cls, target: str) -> Compiler:
+        """One of `targets`, on any machine, whatever `probe` says. Optional.
+
+        Raises `ConfigError` for a target that is none of them, `PlatformUnavailable` where the compiler is not installed.
+        """
+        raise ConfigError(f"platform {cls.name!r} compiles for no chip that is not there; asked for {target!r}")
 
     @abstractmethod
     def kernels(self) -> Sequence[Kernel]:

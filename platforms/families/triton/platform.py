@@ -114,7 +114,7 @@ class TritonPlatform(TorchPlatform):
     def compile(self, step: Step, shape: BatchShape) -> Any:
         """Steps that only decode are captured as a graph at their first use; others run as they are."""
         eager = super().compile(step, shape)
-        if self.graphs is None or shape.longest_query > 1 or shape.edits or shape.logprobs >= 0:
+        if self.graphs is None or shape.longest_query > 1 or shape.edits or shape.mask_words or shape.logprobs >= 0:
             return eager
         return self.graphs.captured(eager)
 
