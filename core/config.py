@@ -172,21 +172,28 @@ _PARTS: dict[str, type] = {
     "model": ModelConfig, "cache": CacheConfig, "scheduling": SchedulingConfig, "execution": ExecutionConfig,
 }
 _TABLES = {table: tuple(f.name for f in fields(part)) for table, part in _PARTS.items()}
+SERVER_TABLE = "serve"
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file as they stand there. Raises ConfigError for one that cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}. Give the path of a TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not TOML: {error}. Correct it there.") from None
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """The flat names of a TOML file with the tables [model], [cache], [scheduling] and [execution].
 
-    Raises ConfigError for a file that cannot be read, and for unknown tables and keys, with the nearest one.
+    A table [serve] is the server's to read. Raises ConfigError for unknown tables and keys, with the nearest one.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config file {path} cannot be read: {error.strerror}. Give the path of a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} is not TOML: {error}. Correct it there.") from None
     flat: dict[str, Any] = {}
-    for table, values in tables.items():
+    for table, values in read_tables(path).items():
+        if table == SERVER_TABLE:
+            continue
         if table not in _TABLES:
             home = next((f" It belongs into the table [{home}]." for home, known in _TABLES.items() if table in known), "")
             what = "table" if isinstance(values, dict) else "key"

@@ -70,12 +70,18 @@ class _Entry:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A moment's counts. `host_seconds` is the time spent planning, packing and handing out, over `steps` steps."""
+    """A moment's counts, and totals since the start.
+
+    host_seconds: spent planning, packing and handing out, over `steps` steps of `step_tokens` tokens computed.
+    drawn_tokens: those that requests received. preemptions: sequences that lost their blocks and were computed again.
+    """
 
     running: int
     waiting: int
     steps: int
     step_tokens: int
+    drawn_tokens: int
+    preemptions: int
     host_seconds: float
     kv: KVStats
 
@@ -101,7 +107,7 @@ class Engine:
         self._changed = threading.Condition()
         self._closing = False
         self._broken: BaseException | None = None
-        self._steps = self._step_tokens = 0
+        self._steps = self._step_tokens = self._drawn_tokens = 0
         self._host_seconds = 0.0
         self._thread = threading.Thread(target=self._loop, name="inferplane-engine", daemon=True)
         self._thread.start()
@@ -187,11 +193,14 @@ class Engine:
             raise answer["error"]
         return answer["value"]
 
-    def stats(self) -> EngineStats:
-        return self.call(lambda: EngineStats(
-            self.scheduler.running_count, self.scheduler.waiting_count,
-            self._steps, self._step_tokens, self._host_seconds, self.scheduler.kv_stats(),
-        ))
+    def stats(self, timeout_seconds: float | None = None) -> EngineStats:
+        """Taken between two steps. Raises `EngineError` where that takes longer than the timeout, or the engine is closed."""
+        return self.call(self._stats, timeout_seconds)
+
+    @property
+    def closed(self) -> bool:
+        """It takes no more requests: it was closed, or a step broke it."""
+        return self._closing or self._broken is not None
 
     def close(self, *, wait: bool = True) -> None:
         """Abort what runs, and stop the thread. Idempotent, from any thread. wait: until it has stopped."""
@@ -238,6 +247,13 @@ class Engine:
             self._broken = error
         finally:
             self._shut_down(flight)
+
+    def _stats(self) -> EngineStats:
+        scheduler = self.scheduler.stats()
+        return EngineStats(
+            scheduler.running, scheduler.waiting, self._steps, self._step_tokens, self._drawn_tokens,
+            scheduler.preemptions, self._host_seconds, self.scheduler.kv_stats(),
+        )
 
     def _submit(self, plan: StepPlan) -> Pending:
         try:
@@ -320,6 +336,7 @@ class Engine:
             self._refuse(entry, guide.error)
             return
         completion = entry.completions[update.request.sample_index]
+        self._drawn_tokens += update.token is not None
         if update.token is None:
             completion.finish_reason = update.reason
         elif completion.push(update.token, update.reason, sampled, place) and update.reason is None:

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RequestError
 from ..ops import DTYPES
 from ..platforms import registry
 from ..platforms.contract import Platform, World
@@ -41,6 +41,15 @@ class Started:
     """Sampling settings that the checkpoint recommends."""
     chat_template: ChatTemplate | None = None
     folder: Path | None = None
+
+    def chat_prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any,
+    ) -> list[int]:
+        """Token ids of the prompt that the model's chat template makes of a conversation. Raises `RequestError`."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None or self.chat_template is None:
+            raise RequestError("this model has no tokenizer, so no chat template either; give token ids to `generate`")
+        return tokenizer.encode(self.chat_template.render(messages, tools, **variables), add_special_tokens=False)
 
 
 def find_platform(config: EngineConfig) -> registry.Found:
