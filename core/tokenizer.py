@@ -52,6 +52,11 @@ class Tokenizer:
         """The text of a tokenizer.json."""
         return self._tokenizer.to_str()
 
+    def added_id(self, text: str) -> int | None:
+        """The token that was added for exactly this text, special or not."""
+        token = self._tokenizer.token_to_id(text)
+        return token if token in self._tokenizer.get_added_tokens_decoder() else None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Raises `RequestError` for text that is no Unicode (lone surrogates)."""
         try:
