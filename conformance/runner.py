@@ -60,8 +60,9 @@ def run_here(rig: Rig, cases: Sequence[Case], excuses: dict[str, Excuse], *, tod
 
 
 def open_rig(platform: str) -> Rig:
-    found = registry.find(platform)
-    return Rig(found.open(), Oracle(Environment.read().cache / "conformance"), found.open, found.open)
+    kept = Environment.read().cache
+    found = registry.find(platform, cache=kept / "compiled")
+    return Rig(found.open(), Oracle(kept / "conformance"), found.open, found.open)
 
 
 def grade_of(rig: Rig) -> str:

@@ -94,7 +94,8 @@ class ExecutionConfig:
 
     platform: a name with options after a colon, or "auto". threads: of a CPU. kernels: op -> the name of the kernel that
     must do it. deterministic: batch-invariant kernels only. seed: for requests that bring none; None: a fresh one each.
-    tensor_parallel: devices that share the model, one process each.
+    tensor_parallel: devices that share the model, one process each, or all in one where the platform wants that.
+    warm_up: compile likely steps before the first request; None: where the platform says that compiling takes long.
     """
 
     platform: str = "auto"
@@ -103,6 +104,7 @@ class ExecutionConfig:
     kernels: Mapping[str, str] = field(default_factory=dict)
     deterministic: bool = False
     seed: int | None = None
+    warm_up: bool | None = None
 
     def __post_init__(self) -> None:
         _text("platform", self.platform)
@@ -110,6 +112,8 @@ class ExecutionConfig:
         _whole("threads", self.threads, 1)
         _whole("seed", self.seed, 0)
         _flag("deterministic", self.deterministic)
+        if self.warm_up is not None:
+            _flag("warm_up", self.warm_up)
         if not isinstance(self.kernels, Mapping):
             raise _wrong("kernels", "a mapping from op to kernel name", self.kernels)
         for op, kernel in self.kernels.items():

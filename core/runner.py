@@ -12,7 +12,7 @@ from ..ops import BatchShape, Packed, StateGroup, empty
 from ..platforms.contract import Buckets, HostArrays, Pending
 from .edits import Edits, edits, mask
 from .loader import Loaded
-from .localize import joined_blocks, local_blocks
+from .localize import joined_blocks, local_blocks, split_blocks
 from .parallel.messages import Write
 from .parallel.peers import Peers
 from .request import Key
@@ -51,22 +51,31 @@ class Runner:
         packed = self.batch(plan, drawn)
         return self.start(packed) if self.peers is None else self.peers.start(packed, self.start)
 
+    def warm(self, shape: BatchShape) -> None:
+        """Compile the step of a shape, and run it on null rows."""
+        packed, _, _ = empty(shape)
+        (self.start(packed) if self.peers is None else self.peers.start(packed, self.start)).result()
+
     def start(self, packed: Packed) -> Pending:
         return self.platform.submit(self._step(packed.shape), self.loaded.weights, self.state, packed)
 
     def read_blocks(self, group: int, blocks: Sequence[int]) -> HostArrays:
         """Blocks of one group in canonical form, from all devices."""
         ours = self.platform.read_blocks(self.state, group, blocks)
-        if self.peers is None:
+        mesh = self.loaded.resolution.mesh
+        if not mesh.ways:
             return ours
-        return joined_blocks([ours, *self.peers.read(group, blocks)], self.loaded.model.states[group], self.loaded.resolution.mesh)
+        parts = split_blocks(ours, mesh.size) if self.peers is None else [ours, *self.peers.read(group, blocks)]
+        return joined_blocks(parts, self.loaded.model.states[group], mesh)
 
     def write_blocks(self, group: int, blocks: Sequence[int], arrays: HostArrays) -> None:
         whole, mesh = self.loaded.model.states[group], self.loaded.resolution.mesh
+        ours, *others = [local_blocks(arrays, whole, replace(mesh, rank=rank)) for rank in range(mesh.size)]
         if self.peers is not None:
-            parts = [local_blocks(arrays, whole, replace(mesh, rank=rank)) for rank in range(1, mesh.size)]
-            self.peers.tell([Write(group, tuple(blocks), part) for part in parts])
-        self.platform.write_blocks(self.state, group, blocks, local_blocks(arrays, whole, mesh))
+            self.peers.tell([Write(group, tuple(blocks), part) for part in others])
+        elif others:
+            ours = {name: np.concatenate([part[name] for part in (ours, *others)], axis=1) for name in ours}
+        self.platform.write_blocks(self.state, group, blocks, ours)
 
     def watch(self, notify: Callable[[InferplaneError], None]) -> None:
         """notify: called from any thread when a device is lost."""

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -69,6 +69,8 @@ class Capabilities:
     devices: tuple[str, ...] = ("cpu",)
     grade: str = "device"
     """What a run here proves: device, or interpreted."""
+    warm_up: bool = False
+    """Whether a shape takes so long to compile that likely ones are compiled before the first request."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,19 @@ class World:
 
     meeting: a folder that is empty at first, private, and the same for all: where the processes find each other.
     timeout_seconds: how long one waits for another before that is an error.
+    one_process: all devices are this process's; `rank` is 0, and there is nobody to meet.
     """
 
     rank: int = 0
     size: int = 1
     meeting: Path = Path()
     timeout_seconds: float = 600.0
+    one_process: bool = False
+
+    @property
+    def ranks(self) -> range:
+        """Those whose devices this process holds."""
+        return range(self.size) if self.one_process else range(self.rank, self.rank + 1)
 
 
 class Collectives(Protocol):
@@ -169,12 +178,14 @@ class Options:
     """What stands after the colon of a platform's name: `cuda:1` -> device 1, `cuda:interpreted` -> mode interpreted.
 
     rank: which process of a model on several devices this is; it takes the device so many places behind the one that is named.
+    cache: a folder where compiled programs may be kept for the next start; None: nowhere.
     """
 
     text: str = ""
     threads: int | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     rank: int = 0
+    cache: Path | None = None
 
 
 class Platform(ABC):
@@ -186,6 +197,9 @@ class Platform(ABC):
     """`auto` takes the highest that is usable; `cpu` is 0; below 0: only when it is asked for."""
     parallel: ClassVar[str] = ""
     """What several devices exchange arrays with, and where that was run; empty: there is no `collectives`."""
+    one_process: ClassVar[bool] = False
+    """Whether one process holds all devices of a model. After `collectives` every array is then as many parts as there are devices:
+    steps see a device's own, `join` makes one, `allocate` is told a part's sizes, and blocks hold all heads of device 0, then of 1, ..."""
     targets: ClassVar[tuple[str, ...]] = ()
     """Chips that code is compiled for without one at hand, by the names of their compiler; empty: there is no `compiler`."""
     capabilities: Capabilities
@@ -261,6 +275,11 @@ class Platform(ABC):
     def collectives(self, world: World) -> Collectives:
         """Meet the other devices of a model; waits for them. Optional: `parallel` says whether it is there."""
         raise PlatformUnavailable(f"platform {self.name!r} computes a model on one device. Leave tensor_parallel out.")
+
+    def join(self, parts: Iterable[Any]) -> Any:
+        """One weight from the handles of each device, in the order of ranks, taken one at a time. For `one_process`."""
+        [part] = parts
+        return part
 
     def close(self) -> None:
         """Release threads and device memory. Optional."""

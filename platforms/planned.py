@@ -33,13 +33,6 @@ class Planned(Platform):
         )
 
 
-class Tpu(Planned):
-    name = "tpu"
-    chip = "Google TPU"
-    nodes = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
-    modules: ClassVar = dict.fromkeys(("jax", "libtpu"), "pip install 'inferplane[tpu]'")
-
-
 class Xpu(Planned):
     name = "xpu"
     chip = "Intel GPU"
