@@ -4,6 +4,7 @@ from __future__ import annotations
 from .source import SourceBug
 
 FOLDER = "platforms/families/triton"
+OURS = "our own"
 
 
 def _kernel(name: str, source: str, old: str, new: str) -> SourceBug:
@@ -18,7 +19,6 @@ def _host(name: str, source: str, old: str, new: str) -> SourceBug:
     return SourceBug(f"attention.triton_{name}", source, f"{FOLDER}/attention.py", old, new)
 
 
-OURS = "our own"
 FIRST_SHARE = """(split == 0, tl.load(sinks + head, mask=held, other=0.0).to(tl.float32) * LOG2E, peak)
         total = tl.where(split == 0, 1.0, total)
 """
@@ -54,6 +54,8 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
             "if tl.load(starts + middle) // TOKENS + middle < tile:"),
     _kernel("same_block_twice", OURS, "_within(key + BLOCK_N, low, high)",
             "_within(key, low, high)"),
+    SourceBug("attention.triton_slots_in_32_bits", OURS, f"{FOLDER}/attention_kernel.py", "slot = block.to(tl.int64) * block_slots",
+              "slot = block * block_slots", ("kv.far:op=attention",)),
     _kernel("table_of_the_first_row", OURS, "table += row.to(tl.int64) * table_width", "table += 0 * row.to(tl.int64) * table_width"),
     # Shares of the keys.
     _kernel("a_share_ends_too_soon", OURS, "tl.minimum(low + (split + 1) * keys, high)", "tl.minimum(low + (split + 1) * keys - 1, high)"),
