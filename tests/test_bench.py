@@ -37,7 +37,9 @@ def cost_of(shape: str, dtype: str = "bfloat16", quantization: str | None = None
 
 # Shapes
 
-@pytest.mark.parametrize(("shape", "millions"), [("llama-1b", 1235.8), ("llama-8b", 8030.3), ("qwen2.5-0.5b", 494.0), ("qwen3-0.6b", 596.05)])
+@pytest.mark.parametrize(("shape", "millions"), [
+    ("llama-1b", 1235.8), ("llama-8b", 8030.3), ("qwen2.5-0.5b", 494.0), ("qwen3-0.6b", 596.05),
+])
 def test_a_shape_has_as_many_parameters_as_the_model_it_names(shape: str, millions: float) -> None:
     assert RandomWeights.named(shape).parameters / 1e6 == pytest.approx(millions, abs=0.05)
 

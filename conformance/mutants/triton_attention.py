@@ -62,6 +62,8 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
     _kernel("sink_in_every_share", OURS, FIRST_SHARE, FIRST_SHARE.replace("split == 0", "split >= 0")),
     _merge("total_without_its_factor", OURS, "whole = tl.sum(total * factor, 0)", "whole = tl.sum(total, 0)"),
     _merge("parts_without_their_factor", OURS, "mixed = tl.sum(part * factor[:, None], 0)", "mixed = tl.sum(part, 0)"),
+    _merge("merged_to_base_e", OURS, "factor = tl.exp2(peak", "factor = tl.exp(peak"),
+    _merge("padding_of_shares_is_nan", OURS, "mixed / tl.where(whole == 0, 1.0, whole)", "mixed / whole"),
     # Cells of codes.
     _kernel("codes_half_as_large", OURS, "CODE_SCALE = tl.constexpr(256.0)", "CODE_SCALE = tl.constexpr(128.0)"),
     _kernel("sign_of_codes_lost", OURS, "((bits & 0x80) << 8) | ", ""),

@@ -32,9 +32,10 @@ def _blocks(name: str, old: str, new: str) -> SourceBug:
 
 SOURCE_BUGS: tuple[SourceBug, ...] = (
     # Norms and activations.
-    _rows("rms_norm.mean_over_the_tile", "axis=1, keep_dims=True) / size + epsilon)\n    return", 
+    _rows("rms_norm.mean_over_the_tile", "axis=1, keep_dims=True) / size + epsilon)\n    return",
           "axis=1, keep_dims=True) / values.shape[1] + epsilon)\n    return"),
-    _rows("rms_norm.epsilon_behind_the_root", "keep_dims=True) / size + epsilon)\n    return", "keep_dims=True) / size) + epsilon\n    return"),
+    _rows("rms_norm.epsilon_behind_the_root", "keep_dims=True) / size + epsilon)\n    return",
+          "keep_dims=True) / size) + epsilon\n    return"),
     _rows("layer_norm.variance_of_lanes_past_the_row", "centred = tl.where(lane < size, values - mean, 0.0)", "centred = values - mean"),
     _rows("layer_norm.bias_alone", "made += tl.load(bias + lane", "made = tl.load(bias + lane"),
     _rows("add_rms_norm.total_without_the_residual", "tl.store(total + row * size + lane, values.to(",
@@ -50,16 +51,19 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
     _rows("activation.relu_hides_nan", "tl.where(x < 0, 0.0, x)", "tl.maximum(x, 0.0)"),
     _rows("activation.tanh_loses_digits_near_0", ONE_VALUE_NEAR_0, "(1.0 - fade) / (1.0 + fade)"),
     # Rope and cells.
-    _cells("rope.position_in_half", "other=0).to(tl.float32) * tl.load(frequencies", "other=0).to(tl.float16).to(tl.float32) * tl.load(frequencies"),
+    _cells("rope.position_in_half", "other=0).to(tl.float32) * tl.load(frequencies",
+           "other=0).to(tl.float16).to(tl.float32) * tl.load(frequencies"),
     _cells("rope.turned_back", "second * cos + first * sin", "second * cos - first * sin"),
     _cells("rope.large_angles_in_float32", "x = (wide - quarters * 1.5707963267948966).to(tl.float32)",
            "x = angle - quarters.to(tl.float32) * 1.5707963267948966"),
-    _cells("rope.sign_of_a_quarter", "tl.where((quarter & 2) != 0, -turned_sin, turned_sin)", "tl.where((quarter & 1) != 0, -turned_sin, turned_sin)"),
+    _cells("rope.sign_of_a_quarter", "tl.where((quarter & 2) != 0, -turned_sin, turned_sin)",
+           "tl.where((quarter & 1) != 0, -turned_sin, turned_sin)"),
     _cells("rope.rest_from_the_second_half", "tl.load(start + 2 * half + lane, mask=kept, other=0.0), mask=kept)",
            "tl.load(start + half + lane, mask=kept, other=0.0), mask=kept)"),
     _cells("rope.scale_of_the_cosine_alone", "cos, sin = cos * scale, sin * scale", "cos = cos * scale"),
     _cells("rope.pairs_half_interleaved", "second = 2 * lane + 1 if INTERLEAVED else half + lane", "second = half + lane"),
-    _cells("write_kv.heads_over_each_other", "head * block_tokens + slot % block_tokens", "head + slot % block_tokens", families=("kv.write",)),
+    _cells("write_kv.heads_over_each_other", "head * block_tokens + slot % block_tokens",
+           "head + slot % block_tokens", families=("kv.write",)),
     _cells("write_kv.slots_in_32_bits", "slot = tl.load(slots + token, mask=exists, other=0).to(tl.int64)",
            "slot = tl.load(slots + token, mask=exists, other=0)", families=("kv.far:op=write",)),
     # Codes.
@@ -69,7 +73,8 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
     _codes("codes_cut_off", "return (x + 12582912.0) - 12582912.0", "return x"),
     _codes("ties_away_from_0", "bits + 0x7FFFF + ((bits >> 20) & 1)", "bits + 0x80000"),
     _codes("small_codes_lost", "tl.where(size < 0.015625, small, normal)", "tl.maximum(normal, 0)"),
-    _codes("largest_without_negatives", "return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF", "return tl.maximum(x.to(tl.int32, bitcast=True), 0)"),
+    _codes("largest_without_negatives", "return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF",
+           "return tl.maximum(x.to(tl.int32, bitcast=True), 0)"),
     # Sampling.
     _sample("top_k_keeps_all_ties", "(key > lowest) | ((key == lowest) & (ids <= tl.load(lasts + row)))", "key >= lowest"),
     _sample("ties_one_too_few", "(place <= ties)", "(place < ties)"),
@@ -90,7 +95,8 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
     _sample("pair_turned_around", "tl.interleave(low, high)", "tl.interleave(high, low)", file="threefry_kernel"),
     _sample("last_key_is_another", "x1 + key0 + 5", "x1 + key0 + 4", file="threefry_kernel"),
     # Blocks.
-    _blocks("first_head_copied_to_all", "values = tl.load(start + (source * heads + head) * words", "values = tl.load(start + source * heads * words"),
+    _blocks("first_head_copied_to_all", "values = tl.load(start + (source * heads + head) * words",
+            "values = tl.load(start + source * heads * words"),
     _blocks("first_layer_only", "start = state + layer * layer_stride + lane", "start = state + lane"),
     _blocks("blocks_before_heads", "((layer * heads + head) * count + index)", "((layer * count + index) * heads + head)"),
 )
