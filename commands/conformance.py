@@ -68,6 +68,7 @@ def add(commands: Any) -> None:
     selftest = actions.add_parser("selftest", help="show that the suite kills planted bugs and lets legal variants pass")
     selftest.add_argument("names", nargs="*", metavar="NAME", help="only these bugs and variants")
     selftest.add_argument("--quick", action="store_true", help="with the quick cases only")
+    selftest.add_argument("--platform", metavar="P", help="only bugs of this platform, such as reference or cuda:interpreted")
     selftest.add_argument("--json", action="store_true", help="print one JSON object")
     selftest.set_defaults(run=_selftest)
 
@@ -177,7 +178,7 @@ def _selftest(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with console.status("planting bugs") as status:
         report = selftest(args.quick, args.names or None,
-                          lambda found: status.update(f"{found.name}: {found.case or 'survived or passed'}"))
+                          lambda found: status.update(f"{found.name}: {found.case or 'survived or passed'}"), args.platform)
     if args.json:
         print(json.dumps({**asdict(report), "sound": report.sound}, indent=2))
     else:

@@ -106,7 +106,8 @@ class Rig:
         packed = problem.packed or _idle()
 
         def step(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
-            arrays = tuple(_inner(array) if wide else array for array, wide in zip(weights["arrays"], wides, strict=True))
+            given_arrays = enumerate(zip(weights["arrays"], wides, strict=True))
+            arrays = tuple(_inner(array, place) if wide else array for place, (array, wide) in given_arrays)
             given = {Given.WEIGHT: weights["weight"], Given.BATCH: batch, Given.SAMPLING: sampling, Given.CELL: state[0],
                      Given.STATE: state}
             result = problem.view(kernel.run(spec, *problem.fill(given, arrays)))
@@ -118,7 +119,7 @@ class Rig:
         compiled = self.platform.compile(step, packed.shape)
 
         def run(one: Problem) -> Answer:
-            hosts = [_outer(array) if wide else array for array, wide in zip(one.arrays, wides, strict=True)]
+            hosts = [_outer(array, place) if wide else array for place, (array, wide) in enumerate(zip(one.arrays, wides, strict=True))]
             arrays = tuple(self.platform.put(host.copy()) for host in hosts)
             state = self.state(one)
             packed = one.packed or _idle()
@@ -172,16 +173,16 @@ def _idle() -> Packed:
     return packed
 
 
-def _outer(array: Array) -> Array:
-    """The array inside a larger one, offset by one and with a longer stride; the rest is NaN."""
+def _outer(array: Array, place: int) -> Array:
+    """The array inside a larger one, offset by one and with a longer stride, each argument's another; the rest is NaN."""
     filler = np.nan if array.dtype.kind == "f" or array.dtype.name in ("bfloat16", "float8_e4m3fn") else 0
-    outer = np.full((*array.shape[:-1], array.shape[-1] + 3), filler, array.dtype)
-    outer[..., 1:-2] = array
+    outer = np.full((*array.shape[:-1], array.shape[-1] + 3 + place), filler, array.dtype)
+    _inner(outer, place)[:] = array
     return outer
 
 
-def _inner(array: Any) -> Any:
-    return array[..., 1:-2]
+def _inner(array: Any, place: int) -> Any:
+    return array[..., 1 : -2 - place]
 
 
 def _same(a: Array, b: Array) -> bool:

@@ -129,6 +129,14 @@ class TritonPlatform(TorchPlatform):
         found = tune(self.runs_on, work, tell)
         return [asdict(one) for one in found], save(found, output)
 
+    def measure_limits(self) -> Mapping[str, float]:
+        """Of the chip. An interpreter's speed is nobody's limit."""
+        if self.interpreted:
+            return super().measure_limits()
+        from .limits import measure
+
+        return measure(self.device)
+
     def memory(self) -> Memory:
         """What torch's allocator holds without using it counts as free."""
         if self.interpreted:
