@@ -1,0 +1,41 @@
+"""How host code starts device code: compiled by Mosaic for a TPU, or under Pallas' interpreter of one."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+MIB = 1 << 20
+VMEM_LIMIT = 32 * MIB
+"""What a kernel may take of a chip's vector memory; v5e, v5p and v6e have 128 MiB."""
+LANES = 128
+"""Values of the last dimension in a tile; a smaller one is filled up to it."""
+SUBLANES = 8
+"""Rows of 32 bits in a tile."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """interpret: on the host, with memories and copies simulated, and memory that nobody wrote full of NaN."""
+
+    interpret: bool
+
+    def call(self, kernel: Callable[..., None], grid_spec: Any, out_shape: Any, order: Sequence[str]) -> Callable[..., Any]:
+        """kernel over `grid_spec`. order: of each dimension of the grid, "parallel" or "arbitrary" (one after the other)."""
+        return pl.pallas_call(
+            kernel, grid_spec=grid_spec, out_shape=out_shape,
+            compiler_params=pltpu.CompilerParams(dimension_semantics=tuple(order), vmem_limit_bytes=VMEM_LIMIT),
+            interpret=pltpu.InterpretParams() if self.interpret else False,
+        )
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def filled(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return ceil_div(size, multiple) * multiple
