@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ....ops import Attention, Batch, Kernel, Support
 from ..jax.attention import Tiles, cut
-from .attention_kernel import Shape, attention_kernel
+from .attention_kernel import STREAMS, Facts, Shape, attention_kernel
 from .calls import LANES, MIB, SUBLANES, Calls, filled
 
 COMPUTES = ("float32", "bfloat16")
@@ -101,39 +101,48 @@ def _call(calls: Calls, spec: Attention, laid: Plan, q: jax.Array, tiles: Tiles,
         spread = jnp.broadcast_to(jnp.asarray(values, F32)[None, :, None], (laid.tile, spec.heads.size, 1))
         return packed(spread)[0]
 
-    ahead = [jnp.pad(one, (0, 1)).astype(jnp.int32) for one in (tiles.row, tiles.positions[:, 0], tiles.used.sum(1))]
+    facts = _facts(tiles, shape)
     rows = {"table": table[:, None], "next_table": table[:, None]}
     small = {"sinks": None if sinks is None else sinks[0], "slopes": None if spec.alibi is None else np.asarray(spec.alibi, np.float32)}
     vectors = {name: per_head(values) for name, values in small.items() if values is not None}
-    streams = {name: getattr(cell, name) for name in ("k", "v", "k_scale", "v_scale") if hasattr(cell, name)}
+    streams = {name: getattr(cell, name) for name in STREAMS if hasattr(cell, name)}
 
     def at_tile(width: int) -> pl.BlockSpec:
-        return pl.BlockSpec((1, heads, lanes, width), lambda tile, chunk, *_: (tile, chunk, 0, 0))
+        return pl.BlockSpec((1, heads, lanes, width), lambda tile, chunk, _: (tile, chunk, 0, 0))
 
     columns = (1, 1, table.shape[1])
     row_of = {
-        "table": lambda tile, chunk, rows, *_: (rows[tile], 0, 0),
-        "next_table": lambda tile, chunk, rows, *_: (rows[tile + 1], 0, 0),
+        "table": lambda tile, chunk, facts: (facts[tile], 0, 0),
+        "next_table": lambda tile, chunk, facts: (facts[tile + 1], 0, 0),
     }
-    names = ("rows", "first", "count", *rows, "q", *vectors, *streams, "out")
+    names = ("facts", *rows, "q", *vectors, *streams, "out")
     scratch = {
-        "next_slot": pltpu.SMEM((1,), jnp.int32), "peak": pltpu.VMEM((heads, lanes, 1), F32), "total": pltpu.VMEM((heads, lanes, 1), F32),
-        "summed": pltpu.VMEM((heads, lanes, spec.value_dim), F32),
+        "semaphores": pltpu.SemaphoreType.DMA((len(streams), 2)),
         **{f"{name}_buffer": pltpu.VMEM((2, heads, shape.turn, array.shape[-1]), array.dtype) for name, array in streams.items()},
-        **{f"{name}_semaphores": pltpu.SemaphoreType.DMA((2,)) for name in streams},
     }
     grid_spec = pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=3, grid=(count, shape.chunks), scratch_shapes=list(scratch.values()),
+        num_scalar_prefetch=1, grid=(count, shape.chunks), scratch_shapes=list(scratch.values()),
         in_specs=[
             *(pl.BlockSpec(columns, row_of[name], memory_space=pltpu.SMEM) for name in rows),
             at_tile(spec.key_dim),
-            *(pl.BlockSpec((heads, lanes, 1), lambda tile, chunk, *_: (chunk, 0, 0)) for _ in vectors),
+            *(pl.BlockSpec((heads, lanes, 1), lambda tile, chunk, _: (chunk, 0, 0)) for _ in vectors),
             *(pl.BlockSpec(memory_space=pl.ANY) for _ in streams),
         ],
         out_specs=at_tile(spec.value_dim),
     )
     out = jax.ShapeDtypeStruct((count, kv_heads, lanes, spec.value_dim), q.dtype)
     call = calls.call(partial(attention_kernel, shape, (*names, *scratch)), grid_spec, out, ("arbitrary", "arbitrary"))
-    made = call(*ahead, *rows.values(), packed(q), *vectors.values(), *streams.values())
+    made = call(facts, *rows.values(), packed(q), *vectors.values(), *streams.values())
     made = made[:, :, : group * laid.tile].reshape(count, kv_heads, group, laid.tile, spec.value_dim)
     return made.transpose(0, 3, 1, 2, 4).reshape(count, laid.tile, spec.heads.size, spec.value_dim)
+
+
+def _facts(tiles: Tiles, shape: Shape) -> jax.Array:
+    """[6 * (tiles + 1)] int32: `Facts` one after the other."""
+    counts, first = tiles.used.sum(1), tiles.positions[:, 0]
+    last = first + counts - 1
+    column = jnp.zeros_like(first) if shape.window is None else jnp.maximum(first - shape.window + 1, 0) // shape.block_tokens
+    blocks = jnp.where(counts > 0, last // shape.block_tokens + 1 - column, 0)
+    turns = (blocks + shape.step - 1) // shape.step
+    facts = Facts(tiles.row, first, last, column, blocks, jnp.cumsum(turns) - turns)
+    return jnp.stack([jnp.pad(one, (0, 1)) for one in facts]).astype(jnp.int32).reshape(-1)
