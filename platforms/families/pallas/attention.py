@@ -17,9 +17,8 @@ from jax.experimental.pallas import tpu as pltpu
 from ....ops import Attention, Batch, Kernel, Support
 from ..jax.attention import Tiles, cut
 from .attention_kernel import STREAMS, Facts, Shape, attention_kernel
-from .calls import LANES, MIB, SUBLANES, Calls, filled
+from .calls import COMPUTES, LANES, MIB, SUBLANES, Calls, filled
 
-COMPUTES = ("float32", "bfloat16")
 TILE_LANES = 256
 """Queries times heads of a group that a tile aims at: as many as make a matrix product of a prefill's keys worth their copy."""
 TURN_TOKENS = 256

@@ -8,9 +8,11 @@ from typing import Any
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+COMPUTES = ("float32", "bfloat16")
+"""What kernels compute in; TPUs have no float16."""
 MIB = 1 << 20
-VMEM_LIMIT = 32 * MIB
-"""What a kernel may take of a chip's vector memory; v5e, v5p and v6e have 128 MiB."""
+VMEM_LIMIT = 48 * MIB
+"""What a kernel may take of a chip's vector memory."""
 LANES = 128
 """Values of the last dimension in a tile; a smaller one is filled up to it."""
 SUBLANES = 8
