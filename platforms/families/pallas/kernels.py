@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ....ops import Kernel
-from . import attention, quantized
+from . import attention, experts, quantized
 from .calls import Calls
 
 
 def pallas_kernels(interpret: bool, device: Any = None) -> Sequence[Kernel]:
     """interpret: under Pallas' TPU interpreter, on the host. device: where weights are prepared; None: JAX's default."""
     calls = Calls(interpret)
-    return [*attention.kernels(calls), *quantized.kernels(calls, device)]
+    return [*attention.kernels(calls), *quantized.kernels(calls, device), *experts.kernels(calls, device)]
