@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ....ops import Attention, Batch, Kernel, Support
+from ..jax import attention as plain
 from ..jax.attention import Tiles, cut
 from .attention_kernel import STREAMS, Facts, Shape, attention_kernel
 from .calls import COMPUTES, LANES, MIB, SUBLANES, Calls, filled
@@ -69,10 +70,15 @@ def plan(spec: Attention, kv_heads: int, longest_query: int, columns: int, block
 
 
 def attention(calls: Calls, spec: Attention, q: jax.Array, cell: Any, batch: Batch, sinks: Sequence[jax.Array] | None = None) -> jax.Array:
-    """q [tokens, heads, key_dim] -> [tokens, heads, value_dim]; tokens of no row give zeros."""
+    """q [tokens, heads, key_dim] -> [tokens, heads, value_dim]; tokens of no row give zeros.
+
+    Blocks that are no whole tiles (of 1 token, say) cannot be copied to their place; jax.numpy computes over those.
+    """
     out = jnp.zeros((q.shape[0], spec.heads.size, spec.value_dim), q.dtype)
     if not q.shape[0]:
         return out
+    if cell.k.shape[2] % SUBLANES:
+        return plain.attention(spec, q, cell, batch, sinks)
     table = batch.groups[cell.group].table
     laid = plan(spec, cell.k.shape[1], batch.shape.longest_query, table.shape[1], cell.k.shape[2])
     tiles = cut(batch, laid.tile)

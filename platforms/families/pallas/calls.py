@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -21,16 +22,20 @@ SUBLANES = 8
 
 @dataclass(frozen=True)
 class Calls:
-    """interpret: on the host, with memories and copies simulated, and memory that nobody wrote full of NaN."""
+    """interpret: on the host, with memories and copies simulated, and memory that nobody wrote full of NaN.
+
+    copies: whether the interpreter copies when a copy is waited for, or as soon as it is started.
+    """
 
     interpret: bool
+    copies: Literal["on_wait", "eager"] = "on_wait"
 
-    def call(self, kernel: Callable[..., None], grid_spec: Any, out_shape: Any, order: Sequence[str]) -> Callable[..., Any]:
+    def call(self, kernel: partial[None], grid_spec: Any, out_shape: Any, order: Sequence[str]) -> Callable[..., Any]:
         """kernel over `grid_spec`. order: of each dimension of the grid, "parallel" or "arbitrary" (one after the other)."""
         return pl.pallas_call(
-            kernel, grid_spec=grid_spec, out_shape=out_shape,
+            kernel, grid_spec=grid_spec, out_shape=out_shape, name=kernel.func.__name__,
             compiler_params=pltpu.CompilerParams(dimension_semantics=tuple(order), vmem_limit_bytes=VMEM_LIMIT),
-            interpret=pltpu.InterpretParams() if self.interpret else False,
+            interpret=pltpu.InterpretParams(dma_execution_mode=self.copies) if self.interpret else False,
         )
 
 
