@@ -60,6 +60,8 @@ struct Avx512 {
         _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1);
     }
 
+    static INFERPLANE_INLINE void prefetch_to_write(const void* address) { asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(address))); }
+
     // out[i] lane j = in[j] lane i: 32-bit and 64-bit unpacks, then two rounds of 128-bit shuffles.
     static INFERPLANE_INLINE void transpose(Words<Avx512>* rows) {
         __m512i a[lanes], b[lanes];
