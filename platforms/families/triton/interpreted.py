@@ -19,7 +19,7 @@ import numpy as np
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
-from .interpreted_types import kept, language, rewritten
+from .interpreted_speed import kept, language, rewritten
 from .launches import Launch
 
 LOCK = RLock()
