@@ -60,7 +60,10 @@ class Rig:
         return self._partner()
 
     def supporting(self, spec: Spec) -> list[Kernel]:
-        """Every kernel that says yes. Raises `Unsupported` with all reasons if none does, and checks that binding is refused."""
+        """Every kernel that says yes; where nothing is the device's own, the first, which serving would take.
+
+        Raises `Unsupported` with all reasons if none does, and checks that binding is refused.
+        """
         offered = [kernel for kernel in self.kernels if kernel.op == spec.op]
         reasons = [(kernel, kernel.supports(spec)) for kernel in offered]
         for kernel, reason in reasons:
@@ -71,7 +74,12 @@ class Rig:
             return [self._composed(spec)]
         if not yes:
             raise Unsupported("; ".join(f"{kernel.name}: {reason}" for kernel, reason in reasons) or f"no kernel for {spec.op}")
-        return yes
+        return yes if self.thorough else yes[:1]
+
+    @property
+    def thorough(self) -> bool:
+        """On a device every check is made; an interpreter's or an emulator's time buys more cases with fewer repeats in each."""
+        return self.platform.capabilities.grade == "device"
 
     def _composed(self, spec: Spec) -> Kernel:
         """The default composition as if it were a kernel, over the first supporting kernel of each part."""

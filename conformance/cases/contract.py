@@ -312,7 +312,7 @@ def _explicit(params: Params, address: Address, rig: Rig) -> None:
     """A kernel that does not exist is refused, with the nearest that does."""
     dtype = rig.platform.capabilities.dtypes[0]
     spec = PLAIN["linear"](dtype)
-    [known, *_] = [kernel.name for kernel in rig.kernels if kernel.op == "linear"]
+    [known, *_] = [kernel.name for kernel in rig.supporting(spec)]
     trace = Trace({spec: 1})
     try:
         resolve(trace, rig.kernels, explicit={"linear": f"{known}x"})

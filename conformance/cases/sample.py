@@ -53,7 +53,7 @@ def _mask(said: str, random: np.random.Generator, logits: np.ndarray) -> np.ndar
         allowed[:, :vocab] = random.random((samples, vocab)) < 0.5
         allowed[np.arange(samples), logits.argmin(axis=-1)] = True
         allowed[np.arange(samples), logits.argmax(axis=-1)] = vocab == 1
-    if said == "some rows":
+    if said == "some-rows":
         allowed[::2] = True
     return np.packbits(allowed, axis=-1, bitorder="little").view("<i4")
 
@@ -102,5 +102,5 @@ FAMILIES = [Family("sample.draw", 1, {
 }, judged(_build)), Family("sample.masked", 1, {
     "vocab": ("1", "31", "32", "33", "1024", "32003"), "samples": ("1", "2", "5"), "logits": ("normal", "ties", "flat", "peaked"),
     "temperature": ("0", "1", "mixed"), "top_k": ("off", "2", "beyond"), "top_p": ("1", "0.5"), "min_p": ("0", "0.05"),
-    "edits": ("none", "bias"), "logprobs": ("-1", "1"), "mask": ("half", "one", "some rows"),
+    "edits": ("none", "bias"), "logprobs": ("-1", "1"), "mask": ("half", "one", "some-rows"),
 }, judged(_build), lambda params: params["mask"] != "one" or params["edits"] == "none")]
