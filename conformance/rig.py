@@ -13,9 +13,10 @@ from ..core.resolve import BoundOps, Choice, Resolution
 from ..errors import ResolutionError
 from ..ops import DEFAULTS, BatchShape, Kernel, Packed, Spec, StateArray, StateGroup, empty
 from ..platforms import registry
-from ..platforms.contract import Options, Platform
+from ..platforms.contract import Buckets, Options, Pending, Platform, Step
 from .case import Failed, Unsupported
 from .oracle import Oracle
+from .padding import cut, padded, padded_problem
 from .problem import Array, Given, Paged, Problem, elsewhere, other_weight
 
 IDLE = BatchShape(tokens=1, rows=1, samples=1, blocks=(1,), longest_query=1)
@@ -103,7 +104,7 @@ class Rig:
         spec = local_spec(problem.spec, Mesh.single())
         others = self.prepare(kernel, replace(problem, weight=tuple(map(other_weight, problem.weight)))) if problem.weight else ()
         weight = self.prepare(kernel, problem) if problem.weight else ()
-        packed = problem.packed or _idle()
+        packed = self.packed(problem.packed or _idle())
 
         def step(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
             arrays = tuple(_inner(array) if wide else array for array, wide in zip(weights["arrays"], wides, strict=True))
@@ -117,17 +118,18 @@ class Rig:
         wides = [strided and array.ndim > 0 and array.shape[-1] > 0 for array in problem.arrays]
         compiled = self.platform.compile(step, packed.shape)
 
-        def run(one: Problem) -> Answer:
+        def run(given: Problem) -> Answer:
+            one = self.padded(given)
             hosts = [_outer(array) if wide else array for array, wide in zip(one.arrays, wides, strict=True)]
             arrays = tuple(self.platform.put(host.copy()) for host in hosts)
             state = self.state(one)
-            packed = one.packed or _idle()
+            packed = self.packed(one.packed or _idle())
             sent = packed._replace(integers=packed.integers.copy(), floats=packed.floats.copy())
             handles = {"arrays": arrays, "weight": weight}
             if busy:
                 handles |= {"other_arrays": tuple(self.platform.put(elsewhere(host)) for host in hosts), "others": others}
             pending = self.platform.submit(compiled, handles, state, sent)
-            results = [np.array(part) for part in pending.result()]
+            results = self.cut(given, [np.array(part) for part in pending.result()])
             for host, array in zip(hosts, arrays, strict=True):
                 if not _same(self.platform.fetch(array), host):
                     raise Failed("it changed one of its inputs")
@@ -137,6 +139,27 @@ class Rig:
             return Answer(results, self.blocks(one, state), kept)
 
         return run
+
+    @property
+    def static(self) -> Buckets | None:
+        """The only shapes that the platform takes; None: it takes any."""
+        said = self.platform.capabilities
+        return said.buckets if said.static_shapes else None
+
+    def padded(self, problem: Problem) -> Problem:
+        return padded_problem(problem, self.static) if self.static else problem
+
+    def packed(self, given: Packed) -> Packed:
+        return padded(given, self.static) if self.static else given
+
+    def cut(self, problem: Problem, results: list[Array]) -> list[Array]:
+        """What `problem`, as it was before it was padded, asked for."""
+        return cut(problem, results, self.static) if self.static else results
+
+    def submit(self, step: Step, weights: Any, state: Any, given: Packed) -> Pending:
+        """A step in a shape that the platform takes, compiled and started."""
+        packed = self.packed(given)
+        return self.platform.submit(self.platform.compile(step, packed.shape), weights, state, packed)
 
     def state(self, problem: Problem, layers: int = 1) -> Any:
         """The state that a problem starts from, the same in each layer."""

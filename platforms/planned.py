@@ -38,21 +38,3 @@ class Tpu(Planned):
     chip = "Google TPU"
     nodes = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
     modules: ClassVar = dict.fromkeys(("jax", "libtpu"), "pip install 'inferplane[tpu]'")
-
-
-class Xpu(Planned):
-    name = "xpu"
-    chip = "Intel GPU"
-    nodes = ("/sys/bus/pci/drivers/xe/0*", "/sys/bus/pci/drivers/i915/0*")
-    modules: ClassVar = dict.fromkeys(("torch", "triton"), "install Intel's XPU build of torch, then "
-                                      "pip install 'inferplane[xpu]'")
-
-
-class Gaudi(Planned):
-    name = "gaudi"
-    chip = "Intel Gaudi"
-    nodes = ("/dev/accel/accel[0-9]*", "/dev/hl[0-9]*")
-    modules: ClassVar = {
-        "torch": "pip install 'inferplane[gaudi]'",
-        "habana_frameworks": "install Intel's Gaudi software, which brings habana_frameworks (it is not on PyPI)",
-    }
