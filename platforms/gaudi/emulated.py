@@ -52,8 +52,8 @@ class Graphs:
         known = self._shapes.setdefault(getattr(step, "__self__", step), set())
         if shape not in known:
             if len(known) == self._most:
-                raise CapacityError(f"this step was compiled for {self._most} shapes, and {shape} is another; each takes the chip's compiler "
-                                    "seconds to minutes. Widen the buckets, or find what is not padded.")
+                raise CapacityError(f"this step was compiled for {self._most} shapes, and {shape} is another; each takes the chip's "
+                                    "compiler seconds to minutes. Widen the buckets, or find what is not padded.")
             known.add(shape)
             self.compiled += 1
         runs: list[tuple[str, ...]] = []
@@ -129,7 +129,8 @@ def _refuse_wide(name: str, result: torch.Tensor) -> None:
     if result.dtype == torch.int64 and result.numel():
         low, high = (int(one) for one in torch.aminmax(result))
         if not -WORD <= low <= high < WORD:
-            raise SpecError(f"aten.{name} at {_where()} gives integers from {low} to {high}; Gaudi keeps 32 bits of them. Use int32 that wraps.")
+            raise SpecError(f"aten.{name} at {_where()} gives integers from {low} to {high}; Gaudi keeps 32 bits. "
+                            "Use int32 that wraps.")
 
 
 def _flat(tree: Any) -> list[Any]:

@@ -1,4 +1,7 @@
-"""The platform: device, probe, buckets and steps. torch is imported inside the methods, since `probe` is asked where it may be missing."""
+"""The platform: device, probe, buckets and steps.
+
+torch is imported inside the methods: the class is loaded, and its `probe` asked, where it may be missing.
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 EMULATED = "emulated"
 NODES = ("/dev/accel/accel[0-9]*", "/dev/hl[0-9]*")
-INSTALL = "Install Intel's Gaudi software, which brings torch for it and habana_frameworks (it is not on PyPI), then inferplane into the same environment"
+INSTALL = "Install Intel's Gaudi software, which brings habana_frameworks (it is not on PyPI), and inferplane into its environment"
 
 
 class Gaudi(TorchPlatform):

@@ -1,4 +1,7 @@
-"""The platform: device, probe and order of preference. torch is imported inside the methods, since `probe` is asked where it may be missing."""
+"""The platform: device, probe and order of preference.
+
+torch is imported inside the methods: the class is loaded, and its `probe` asked, where it may be missing.
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
