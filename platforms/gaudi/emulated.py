@@ -93,7 +93,7 @@ class Calls(TorchFunctionMode):
 
 
 class Ops(TorchDispatchMode):
-    """Every aten op of a step, in order."""
+    """Every aten op of a step, in order; one that is made of others as those."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,6 +101,10 @@ class Ops(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function._schema.name.removeprefix("aten::")
+        with self:
+            parts = function.decompose(*args, **(kwargs or {}))
+        if parts is not NotImplemented:
+            return parts
         self._refuse(function, name, args)
         made = function(*args, **(kwargs or {}))
         results = made if isinstance(made, tuple | list) else (made,)
