@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from ..core.resolve import BoundOps, Choice, Resolution
 from ..errors import ResolutionError
 from ..ops import DEFAULTS, BatchShape, Kernel, Packed, Spec, StateArray, StateGroup, empty
 from ..platforms import registry
-from ..platforms.contract import Options, Platform
+from ..platforms.contract import Buckets, Options, Pending, Platform, Step
 from .case import Failed, Unsupported
 from .oracle import Oracle
+from .padding import cut, padded, padded_problem
 from .problem import Array, Given, Paged, Problem, elsewhere, other_weight
 
 IDLE = BatchShape(tokens=1, rows=1, samples=1, blocks=(1,), longest_query=1)
@@ -85,8 +86,11 @@ class Rig:
         """The default composition as if it were a kernel, over the first supporting kernel of each part."""
         default = DEFAULTS[spec.op]
         choices = {part: Choice(part, part, self.supporting(part)[0], (), 1) for part in default.requires(spec)}
-        ops = BoundOps(Resolution(choices))
-        return Kernel(spec.op, "composed", lambda _: None, lambda op, *arrays: default.run(ops, op, *arrays))
+        ops, prepare = BoundOps(Resolution(choices)), None
+        for part, choice in choices.items():
+            if choice.kernel and choice.kernel.prepare:
+                prepare = partial(_prepared, choice.kernel.prepare, part)
+        return Kernel(spec.op, "composed", lambda _: None, lambda op, *arrays: default.run(ops, op, *arrays), prepare)
 
     def _check_refusal(self, spec: Spec, kernel: Kernel, reason: str) -> None:
         if not isinstance(reason, str) or len(reason.strip()) < 4:
@@ -111,7 +115,7 @@ class Rig:
         spec = local_spec(problem.spec, Mesh.single())
         others = self.prepare(kernel, replace(problem, weight=tuple(map(other_weight, problem.weight)))) if problem.weight else ()
         weight = self.prepare(kernel, problem) if problem.weight else ()
-        packed = problem.packed or _idle()
+        packed = self.packed(problem.packed or _idle())
 
         def step(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
             given_arrays = enumerate(zip(weights["arrays"], wides, strict=True))
@@ -126,17 +130,18 @@ class Rig:
         wides = [strided and array.ndim > 0 and array.shape[-1] > 0 for array in problem.arrays]
         compiled = self.platform.compile(step, packed.shape)
 
-        def run(one: Problem) -> Answer:
+        def run(given: Problem) -> Answer:
+            one = self.padded(given)
             hosts = [_outer(array, place) if wide else array for place, (array, wide) in enumerate(zip(one.arrays, wides, strict=True))]
             arrays = tuple(self.platform.put(host.copy()) for host in hosts)
             state = self.state(one)
-            packed = one.packed or _idle()
+            packed = self.packed(one.packed or _idle())
             sent = packed._replace(integers=packed.integers.copy(), floats=packed.floats.copy())
             handles = {"arrays": arrays, "weight": weight}
             if busy:
                 handles |= {"other_arrays": tuple(self.platform.put(elsewhere(host)) for host in hosts), "others": others}
             pending = self.platform.submit(compiled, handles, state, sent)
-            results = [np.array(part) for part in pending.result()]
+            results = self.cut(given, [np.array(part) for part in pending.result()])
             for host, array in zip(hosts, arrays, strict=True):
                 if not _same(self.platform.fetch(array), host):
                     raise Failed("it changed one of its inputs")
@@ -146,6 +151,27 @@ class Rig:
             return Answer(results, self.blocks(one, state), kept)
 
         return run
+
+    @property
+    def static(self) -> Buckets | None:
+        """The only shapes that the platform takes; None: it takes any."""
+        said = self.platform.capabilities
+        return said.buckets if said.static_shapes else None
+
+    def padded(self, problem: Problem) -> Problem:
+        return padded_problem(problem, self.static) if self.static else problem
+
+    def packed(self, given: Packed) -> Packed:
+        return padded(given, self.static) if self.static else given
+
+    def cut(self, problem: Problem, results: list[Array]) -> list[Array]:
+        """What `problem`, as it was before it was padded, asked for."""
+        return cut(problem, results, self.static) if self.static else results
+
+    def submit(self, step: Step, weights: Any, state: Any, given: Packed) -> Pending:
+        """A step in a shape that the platform takes, compiled and started."""
+        packed = self.packed(given)
+        return self.platform.submit(self.platform.compile(step, packed.shape), weights, state, packed)
 
     def state(self, problem: Problem, layers: int = 1) -> Any:
         """The state that a problem starts from, the same in each layer."""
@@ -176,6 +202,11 @@ class Rig:
         return {} if problem.paged is None else self.read(state, range(len(problem.paged.live)))
 
 
+def _prepared(prepare: Callable[[Any, Sequence[Any]], Any], part: Spec, _: Spec, weight: Sequence[Any]) -> Any:
+    """A composed op's weight is the one of the part that has a weight."""
+    return prepare(part, weight)
+
+
 def _idle() -> Packed:
     packed, _, _ = empty(IDLE)
     return packed
@@ -198,13 +229,14 @@ def _same(a: Array, b: Array) -> bool:
 
 
 def expect_same(what: str, found: Sequence[Array], expected: Sequence[Array]) -> None:
-    """Raise `Failed` unless all bits agree."""
+    """Raise `Failed` unless all bits agree. Any NaN is like any other: how it is written, a chip's vectors and scalars do not agree on."""
     for place, (a, b) in enumerate(zip(found, expected, strict=True)):
-        if not _same(a, b):
-            unlike = a.shape != b.shape or a.dtype != b.dtype
+        unlike = a.shape != b.shape or a.dtype != b.dtype
+        if unlike or (_bits(a) != _bits(b)).any():
             differing = "shape or dtype" if unlike else f"{int(np.sum(_bits(a) != _bits(b)))} of {a.size} values"
             raise Failed(f"{what}: result {place} differs in {differing}")
 
 
 def _bits(array: Array) -> Array:
-    return np.ascontiguousarray(array).view(f"u{array.itemsize}")
+    bits = np.atleast_1d(np.ascontiguousarray(array)).view(f"u{array.itemsize}")
+    return bits if array.dtype.kind in "iub" else np.where(np.atleast_1d(np.isnan(array)), 0, bits + 1)

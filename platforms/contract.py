@@ -66,6 +66,8 @@ class Capabilities:
     """Schemes of weights that kernels take, as text (`ops.Scheme`): at least one for each dtype of codes that is taken at all."""
     buckets: Buckets | None = None
     """None: shapes may differ from step to step."""
+    static_shapes: bool = False
+    """No other shape than the buckets' is taken: whoever compiles a step has padded it."""
     devices: tuple[str, ...] = ("cpu",)
     grade: str = "device"
     """What a run here proves: device, or interpreted."""

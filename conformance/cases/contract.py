@@ -268,13 +268,16 @@ def _supports(params: Params, address: Address, rig: Rig) -> None:
 
 
 def _refusals(params: Params, address: Address, rig: Rig) -> None:
-    """A no cannot be bound, and a no to a dtype names one: the one asked for, or those it computes in."""
+    """A no cannot be bound, and a no to a dtype names one: the one asked for, or those it computes in.
+
+    What is refused in every dtype (a package that is not installed) is refused for another reason."""
     for spec in specs(params["op"], rig.platform.capabilities.dtypes[0]):
         for kernel in (kernel for kernel in rig.kernels if kernel.op == spec.op):
             reason = kernel.supports(spec)
             if reason is None:
                 continue
-            if spec == PLAIN[spec.op](dtype_of(spec) or ""):
+            plain = PLAIN[spec.op]
+            if spec == plain(dtype_of(spec) or "") and any(kernel.supports(plain(dtype)) is None for dtype in DTYPES):
                 expect(
                     any(dtype in reason for dtype in DTYPES),
                     f"{kernel.name} refuses a plain {spec.op} in {dtype_of(spec)}, and its reason names no dtype: {reason}",

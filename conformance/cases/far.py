@@ -67,21 +67,21 @@ def _far_answer(problem: Problem, kernel: Kernel, rig: Rig, first: int) -> Answe
     assert problem.paged is not None
     count = len(problem.paged.live)
     places = [0, *range(first + 1, first + count)]
-    moved = problem.renumbered(np.asarray(places))
+    moved = rig.padded(problem.renumbered(np.asarray(places)))
     assert moved.packed is not None
     state = rig.platform.allocate([problem.paged.group], [first + count], slots=len(ROWS))
     rig.write(state, problem.paged, places)
     nothing = {name: np.full_like(array, np.nan) for name, array in problem.paged.arrays.items()}
     rig.write(state, replace(problem.paged, arrays=nothing), range(count))
     spec: Spec = problem.spec
-    arrays = tuple(rig.platform.put(array) for array in problem.arrays)
+    arrays = tuple(rig.platform.put(array) for array in moved.arrays)
 
     def step(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
-        result = kernel.run(spec, *problem.fill({Given.CELL: state[0], Given.BATCH: batch}, weights))
+        result = kernel.run(spec, *moved.fill({Given.CELL: state[0], Given.BATCH: batch}, weights))
         return () if result is None else (result,)
 
     pending = rig.platform.submit(rig.platform.compile(step, moved.packed.shape), arrays, state, moved.packed)
-    results = [np.array(part) for part in pending.result()]
+    results = rig.cut(problem, [np.array(part) for part in pending.result()])
     for name, array in rig.read(state, range(1, count)).items():
         if not np.isnan(array.astype(np.float64)).all():
             raise Failed(f"a block of {name} that a shorter offset finds was written")

@@ -84,7 +84,7 @@ def _write_step(rig: Rig, slots: Sequence[int], block: int, random: np.random.Ge
         kernel.run(spec, *weights, state[0], batch)
         return batch.positions
 
-    return state, rig.platform.submit(rig.platform.compile(step, packed.shape), handles, state, packed), k
+    return state, rig.submit(step, handles, state, packed), k
 
 
 def _null_block(params: Params, address: Address, rig: Rig) -> None:
@@ -119,6 +119,7 @@ def _draw(rig: Rig, state: Any, tokens: Sequence[int]) -> list[Any]:
         before = derive.run(PLAIN["derive"](""), batch, state).tokens
         return before, sample.run(Sample(vocab=Dim(vocab, "vocab")), weights, sampling, batch, state).tokens
 
+    packed = rig.packed(packed)
     compiled = rig.platform.compile(step, packed.shape)
     pending = []
     for token in tokens:
@@ -193,7 +194,7 @@ def _failed_step(params: Params, address: Address, rig: Rig) -> None:
 
     packed, _, _ = empty(IDLE)
     try:
-        rig.platform.submit(rig.platform.compile(step, packed.shape), (), _fresh_slot(rig), packed).result()
+        rig.submit(step, (), _fresh_slot(rig), packed).result()
     except Exception as error:
         expect(
             "planted by the conformance suite" in str(error),
@@ -212,9 +213,9 @@ def _compile_again(params: Params, address: Address, rig: Rig) -> None:
     for tokens in (1, 3, 1, 5):
         packed, batch, _ = empty(BatchShape(tokens, 1, 1, (1,), tokens))
         batch.positions[:] = np.arange(tokens) + 10
-        found = rig.platform.submit(rig.platform.compile(step, packed.shape), (), _fresh_slot(rig), packed).result()
+        found = rig.submit(step, (), _fresh_slot(rig), packed).result()
         expect(
-            np.asarray(found).tolist() == list(range(10, 10 + tokens)),
+            np.asarray(found)[:tokens].tolist() == list(range(10, 10 + tokens)),
             f"a step over {tokens} tokens answered {found} for the positions 10 and up",
         )
 

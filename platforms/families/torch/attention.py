@@ -48,12 +48,12 @@ def attention(spec: Attention, q: Tensor, cell: Any, batch: Batch, sinks: Sequen
     tiles = cut(counts, tile, bound(tokens, shape.rows, shape.longest_query, tile))
     token = (batch.starts[tiles.group][:, None] + tiles.lane).clamp(max=tokens - 1)
     positions = (batch.lengths - counts)[tiles.group][:, None] + tiles.lane
-    made = _walk(spec, q[token], positions, tiles, cell, batch.groups[cell.group].table, sinks)
+    made = walk(spec, q[token], positions, tiles, cell, batch.groups[cell.group].table, sinks)
     out[torch.where(tiles.used, token, tokens)] = made.to(q.dtype)
     return out[:tokens]
 
 
-def _walk(
+def walk(
     spec: Attention, q: Tensor, positions: Tensor, tiles: Tiles, cell: Any, table: Tensor, sinks: Any,
 ) -> Tensor:
     """q [tiles, tile, heads, key_dim] -> [tiles, tile, heads, value_dim] in float32."""

@@ -63,18 +63,18 @@ def moe(
     step = max(1, GATHERED_ELEMENTS // (3 * spec.mlp.size * spec.embed))
     for start in range(0, len(pair), step):
         part = slice(start, start + step)
-        made = _mlp(spec, x[pair[part] // spec.top_k], tiles.group[part], weight)
+        made = mlp(spec, x[pair[part] // spec.top_k], tiles.group[part], weight)
         out[torch.where(tiles.used[part], pair[part], pairs)] = made
     return (out[:pairs].unflatten(0, (tokens, spec.top_k)).float() * weights[..., None]).sum(1).to(x.dtype)
 
 
-def _mlp(spec: Moe, x: torch.Tensor, expert: torch.Tensor, weight: Sequence[torch.Tensor]) -> torch.Tensor:
-    """x [tiles, tile, embed] through the experts [tiles]."""
+def mlp(spec: Moe, x: torch.Tensor, expert: torch.Tensor | slice, weight: Sequence[torch.Tensor]) -> torch.Tensor:
+    """x [tiles, tile, embed] through the experts [tiles], or through those of a slice."""
     gate, up = _linear(x, expert, weight[0::2]).float().chunk(2, dim=-1)
     return _linear(_gated(spec, gate, up).to(x.dtype), expert, weight[1::2])
 
 
-def _linear(x: torch.Tensor, expert: torch.Tensor, weight: Sequence[torch.Tensor]) -> torch.Tensor:
+def _linear(x: torch.Tensor, expert: torch.Tensor | slice, weight: Sequence[torch.Tensor]) -> torch.Tensor:
     """x [tiles, tile, input] by a weight [experts, output, input], and a bias [experts, output] if there is one."""
     product = weight[0][expert].transpose(1, 2)
     return torch.bmm(x, product) if len(weight) == 1 else torch.baddbmm(weight[1][expert][:, None], x, product)

@@ -105,15 +105,19 @@ def add_rms_norm(spec: AddRmsNorm, x: Tensor, residual: Tensor, weight: Sequence
 
 
 def rope(spec: Rope, x: Tensor, batch: Any) -> Tensor:
-    """Angles are float32 products of position and frequency, as checkpoints were trained with."""
-    angles = (batch.positions.float()[:, None] * _frequencies(spec.frequencies, x.device))[:, None, :]
-    cos, sin = angles.cos() * spec.scale, angles.sin() * spec.scale
+    cos, sin = (one[:, None, :] for one in cos_sin(spec, batch.positions, x.device))
     half = len(spec.frequencies)
     turned = x[..., : 2 * half].float()
     pairs = turned.unflatten(-1, (half, 2)).movedim(-1, 0) if spec.interleaved else turned.unflatten(-1, (2, half)).movedim(-2, 0)
     first, second = pairs.unbind(0)
     made = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1 if spec.interleaved else -2).flatten(-2)
     return torch.cat((made.to(x.dtype), x[..., 2 * half :]), dim=-1)
+
+
+def cos_sin(spec: Rope, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[tokens, frequencies] each. Angles are float32 products of position and frequency, as checkpoints were trained with."""
+    angles = positions.float()[:, None] * _frequencies(spec.frequencies, device)
+    return angles.cos() * spec.scale, angles.sin() * spec.scale
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Target:
     """One chip as a kernel author sees it. Sizes are those of one program (a block of threads)."""
 
-    vendor: Literal["nvidia", "amd"]
+    vendor: Literal["nvidia", "amd", "intel"]
     arch: str
     """`sm_90`, `gfx942`."""
     warp_size: int
