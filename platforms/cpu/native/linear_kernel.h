@@ -85,8 +85,10 @@ INFERPLANE_INLINE void store_gated(const LinearJob& job, int64_t panel, int64_t 
     const T *gate_bias = static_cast<const T*>(gate.bias), *up_bias = static_cast<const T*>(up.bias);
     if (gate_bias) store_segment<P>(gates, rows, gate_bias + from, gates, panel_columns, width);
     if (up_bias) store_segment<P>(ups, rows, up_bias + from, ups, panel_columns, width);
-    job.activate({gates, ups, gates, rows * panel_columns, job.activation, DType::float32, sizeof(T) == 2}, 0, rows * panel_columns);
-    store_segment<P, T>(gates, rows, nullptr, static_cast<T*>(gate.data) + first_row * gate.width + from, gate.width, width);
+    job.activate({gates, ups, gates, rows * panel_columns, job.activation, DType::float32}, 0, rows * panel_columns);
+    // By plain rounding: the tail of an activation is subnormal, which P may read as zero.
+    T* const out = static_cast<T*>(gate.data) + first_row * gate.width + from;
+    store_segment<Single<typename P::Isa, float>, T>(gates, rows, nullptr, out, gate.width, width);
 }
 
 // sums [rows, 64] of a panel; `ups` of the one behind it, where `sums` is a gate's.
