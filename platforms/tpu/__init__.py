@@ -6,13 +6,17 @@ from glob import glob
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ...errors import ConfigError
+from ...errors import ConfigError, PlatformUnavailable
 from ..contract import CONTRACT, Availability, Buckets, Capabilities, Options
 from ..families.jax import JaxPlatform
 from ..families.supports import SCHEMES
 
+from .chips import TARGETS
+
 if TYPE_CHECKING:
     import jax
+
+    from .compiler import TpuCompiler
 
 INTERPRETED = "interpreted"
 NODES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
@@ -32,14 +36,16 @@ class Tpu(JaxPlatform):
     name = "tpu"
     contract = CONTRACT
     parallel = "XLA's collectives over a mesh that one process holds: run on virtual CPU devices; between chips: never run"
+    targets = TARGETS
     capabilities = Capabilities(
         dtypes=("bfloat16", "float32"), block_tokens=(32, 16, 64, 128, 256, 8, 1), schemes=SCHEMES, buckets=BUCKETS, warm_up=True,
     )
 
     def __init__(self, options: Options) -> None:
+        self.interpreted = options.text == INTERPRETED
         super().__init__(options)
         told = replace(self.capabilities, devices=(str(self.device),))
-        self.capabilities = replace(told, grade=INTERPRETED, warm_up=False) if options.text == INTERPRETED else told
+        self.capabilities = replace(told, grade=INTERPRETED, warm_up=False) if self.interpreted else told
 
     @classmethod
     def probe(cls, options: Options) -> Availability:
@@ -57,6 +63,14 @@ class Tpu(JaxPlatform):
             *(["For a TPU: pip install 'inferplane[tpu]'"] if missing else []),
         ]
         return Availability(False, found + lacks, ". ".join(remedies) + ".")
+
+    @classmethod
+    def compiler(cls, target: str) -> TpuCompiler:
+        if missing := [name for name in ("jax", "libtpu") if find_spec(name) is None]:
+            raise PlatformUnavailable(f"target {target!r}: Python lacks {' and '.join(missing)}. pip install 'inferplane[tpu]'; no TPU is needed.")
+        from .compiler import TpuCompiler
+
+        return TpuCompiler(target)
 
     def find_device(self, options: Options) -> jax.Device:
         import jax
