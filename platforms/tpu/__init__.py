@@ -1,12 +1,14 @@
 """Google TPUs: JAX arrays, the whole step as one program, several chips as a mesh that one process holds."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from glob import glob
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError, PlatformUnavailable
+from ...ops import Kernel
 from ..contract import CONTRACT, Availability, Buckets, Capabilities, Options
 from ..families.jax import JaxPlatform
 from ..families.supports import SCHEMES
@@ -71,6 +73,11 @@ class Tpu(JaxPlatform):
         from .compiler import TpuCompiler
 
         return TpuCompiler(target)
+
+    def kernels(self) -> Sequence[Kernel]:
+        from ..families.pallas.kernels import pallas_kernels
+
+        return [*pallas_kernels(self.interpreted, self.device), *super().kernels()]
 
     def find_device(self, options: Options) -> jax.Device:
         import jax
