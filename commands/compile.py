@@ -76,7 +76,8 @@ def _compiler(name: str, target: str | None) -> Compiler:
         able = " or ".join(one for one in registry.names() if registry.loaded(one).targets)
         raise ConfigError(f"compile needs a platform that compiles for chips that are not there, found {name!r}. Add --platform {able}.")
     if name != platform.name:
-        raise ConfigError(f"compile takes a platform without options, found {name!r}. Write --platform {platform.name}, and the chip as --target.")
+        raise ConfigError(f"compile takes a platform without options, found {name!r}. "
+                          f"Write --platform {platform.name}, and the chip as --target.")
     if target is None:
         raise ConfigError(f"compile needs a target. Add --target with one of {', '.join(platform.targets)}.")
     return platform.compiler(target)
@@ -124,7 +125,8 @@ def _tables(told: dict[str, Any]) -> str:
     from rich.table import Table
 
     console, steps, chip = Console(), told["steps"], told["chip"]
-    title = f"{told['model']}, {told['parameters'] / 1e9:.2f} billion parameters in {told['dtype']}, on {told['devices']} of {told['target']}"
+    size = f"{told['parameters'] / 1e9:.2f} billion parameters in {told['dtype']}"
+    title = f"{told['model']}, {size}, on {told['devices']} of {told['target']}"
     table = Table("of each device", *(step["name"] for step in steps), title=title, title_justify="left")
     for name, text in LINES:
         table.add_row(name, *(text(step) for step in steps))

@@ -12,7 +12,6 @@ from ...ops import Kernel
 from ..contract import CONTRACT, Availability, Buckets, Capabilities, Options
 from ..families.jax import JaxPlatform
 from ..families.supports import SCHEMES
-
 from .chips import TARGETS
 
 if TYPE_CHECKING:
@@ -69,7 +68,8 @@ class Tpu(JaxPlatform):
     @classmethod
     def compiler(cls, target: str) -> TpuCompiler:
         if missing := [name for name in ("jax", "libtpu") if find_spec(name) is None]:
-            raise PlatformUnavailable(f"target {target!r}: Python lacks {' and '.join(missing)}. pip install 'inferplane[tpu]'; no TPU is needed.")
+            lacks = " and ".join(missing)
+            raise PlatformUnavailable(f"target {target!r}: Python lacks {lacks}. pip install 'inferplane[tpu]'; no TPU is needed.")
         from .compiler import TpuCompiler
 
         return TpuCompiler(target)
@@ -106,6 +106,8 @@ def _cpu_devices(count: str | None) -> list[jax.Device]:
             jax.config.update("jax_num_cpu_devices", int(count))
         except RuntimeError:
             if len(found := jax.local_devices(backend="cpu")) < int(count):
-                raise ConfigError(f"platform tpu:{INTERPRETED}: devices={count} was asked for, and JAX runs in this process already, with "
-                                  f"{len(found)}. Start a new process, or set XLA_FLAGS=--xla_force_host_platform_device_count={count}.") from None
+                raise ConfigError(
+                    f"platform tpu:{INTERPRETED}: devices={count} was asked for, and JAX runs in this process already with {len(found)}. "
+                    f"Start a new process, or set XLA_FLAGS=--xla_force_host_platform_device_count={count}."
+                ) from None
     return jax.local_devices(backend="cpu")

@@ -54,7 +54,8 @@ class AheadTpu(Ahead, Tpu):
         except Exception as error:
             text = str(error)
             if any(word in text.lower() for word in BUSY):
-                raise PlatformUnavailable(f"libtpu serves one process at a time, and another one has it: {text}. Wait until it has ended.") from error
+                told = "libtpu serves one process at a time, and another one has it"
+                raise PlatformUnavailable(f"{told}: {text}. Wait until that one has ended.") from error
             raise ConfigError(f"target {target!r}: libtpu knows no such slice: {text}. Known: {', '.join(TARGETS)}.") from error
 
     def find_device(self, options: Options) -> jax.Device:
