@@ -89,7 +89,7 @@ class Tpu(JaxPlatform):
         index = options.rank if options.text == INTERPRETED else int(options.text or 0) + options.rank
         if index >= len(devices):
             remedy = f"tpu:{INTERPRETED},devices={index + 1}" if options.text == INTERPRETED else f"one from 0 to {len(devices) - 1}"
-            raise ConfigError(f"platform tpu: asked for device {index}, and JAX has {len(devices)}. Name {remedy}.")
+            raise ConfigError(f"platform tpu: asked for device {index}, the first being 0, and JAX has {len(devices)}. Name {remedy}.")
         return devices[index]
 
 
