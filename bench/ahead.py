@@ -87,7 +87,7 @@ def compile_steps(
         tokens = sum(row.new for row in step)
         time, codes = (least_time(needed, whole.chip), whole.steps()) if whole else (None, ())
         made.append(Compiled(name, tokens, needed, time, codes[-1] if codes else None))
-    return Plan(loaded, whole and whole.chip, layout.memory_bytes, made, compiler.made())
+    return Plan(loaded, whole.chip if whole else None, layout.memory_bytes, made, compiler.made())
 
 
 def shape_of(loaded: Loaded, rows: Sequence[Row]) -> BatchShape:

@@ -10,7 +10,7 @@ from jax.experimental import topologies
 
 from ...errors import ConfigError, PlatformUnavailable
 from ...ops import Kernel
-from ..contract import KernelCode, Options, StepCode
+from ..contract import Chip, KernelCode, Options, Platform, StepCode
 from ..families.jax.ahead import Ahead
 from . import Tpu
 from .chips import CHIPS, TARGETS
@@ -26,20 +26,17 @@ class TpuCompiler:
         name, _, slice_ = target.partition(":")
         if name not in CHIPS or not slice_:
             raise ConfigError(f"target {target!r} is unknown; known: {', '.join(TARGETS)}, and other slices of {', '.join(CHIPS)}")
-        self.chip = CHIPS[name]
-        self.platform = AheadTpu(Options(extra={"target": target}))
-
-    @property
-    def kernels(self) -> Sequence[Kernel]:
-        """Every kernel's code is compiled here."""
-        return self.platform.kernels()
+        self.chip: Chip = CHIPS[name]
+        self._ahead = AheadTpu(Options(extra={"target": target}))
+        self.platform: Platform = self._ahead
+        self.kernels: Sequence[Kernel] = self._ahead.kernels()
 
     def made(self) -> Sequence[KernelCode]:
-        made, self.platform.codes = self.platform.codes, []
+        made, self._ahead.codes = self._ahead.codes, []
         return made
 
     def steps(self) -> Sequence[StepCode]:
-        made, self.platform.compiled = self.platform.compiled, []
+        made, self._ahead.compiled = self._ahead.compiled, []
         return made
 
 
