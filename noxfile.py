@@ -47,7 +47,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def neutral(session: nox.Session) -> None:
     """The same models under torch, Triton's interpreter and JAX, and logits against transformers: the tests that `tests` skips."""
-    session.install(*CONSTRAINTS, ".[dev,serve,verify]", "jax", "triton")
+    session.install(*CONSTRAINTS, ".[dev,serve,verify]", "jax", "libtpu", "triton")
     files = [str(path) for path in sorted(Path("tests").glob("**/test_*.py")) if NEEDS_A_FRAMEWORK.search(path.read_text())]
     session.run("pytest", *files, *session.posargs, env={"JAX_PLATFORMS": "cpu"})
 
