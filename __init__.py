@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .core.async_engine import AsyncEngine
     from .core.llm import LLM
     from .core.request import SamplingParams
+    from .core.structured import StructuredOutputs
     from .errors import InferplaneError
 
 # Imported on first use: `import inferplane` and `inferplane --help` stay fast.
@@ -17,11 +18,12 @@ _HOMES = {
     "LLM": ".core.llm",
     "AsyncEngine": ".core.async_engine",
     "SamplingParams": ".core.request",
+    "StructuredOutputs": ".core.structured",
     "InferplaneError": ".errors",
     "errors": ".errors",
 }
 
-__all__ = ["AsyncEngine", "InferplaneError", "LLM", "SamplingParams", "__version__", "errors"]
+__all__ = ["AsyncEngine", "InferplaneError", "LLM", "SamplingParams", "StructuredOutputs", "__version__", "errors"]
 
 
 def __getattr__(name: str) -> Any:

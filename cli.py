@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import bench, chat, conformance, generate, platforms, tune, verify
+from .commands import bench, chat, conformance, generate, platforms, serve, tune, verify
 from .errors import InferplaneError
 
-COMMANDS = (generate, chat, platforms, verify, conformance, bench, tune)
+COMMANDS = (generate, chat, serve, platforms, verify, conformance, bench, tune)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -84,6 +84,14 @@ def _core_profile(session: nox.Session, platform: str, **variables: str) -> None
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Bugs planted in the sources of Triton's kernels, each killed by a case of the quick list. Part of it is in `neutral`."""
+    session.install(*CONSTRAINTS, ".[dev]", "torch", "triton")
+    for platform in ("cuda:interpreted", "rocm:interpreted"):
+        session.run("inferplane", "conformance", "selftest", "--quick", "--platform", platform, *session.posargs)
+
+
+@nox.session
 def sanitizers(session: nox.Session) -> None:
     """The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer (gcc on Linux)."""
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"

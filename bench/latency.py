@@ -66,14 +66,15 @@ def measure_latency(llm: LLM, work: Work, rounds: int, rng: np.random.Generator,
         first_token_ms=_percentiles([trip.first_token_seconds for trip in trips]),
         between_tokens_ms=_percentiles(between) if between else None,
         end_to_end_ms=_percentiles([trip.seconds for trip in trips]),
-        output_tokens_per_second=len(trips) * work.output_tokens / seconds,
+        output_tokens_per_second=rounds * sum(work.output_lengths) / seconds,
         host_percent=100 * host_seconds / seconds,
     )
 
 
 def _closed_loop(llm: LLM, work: Work, prompts: Sequence[list[int]], tell: Callable[[int], None]) -> list[Trip]:
     engine, trips = llm.engine, [Trip() for _ in prompts]
-    checked = [engine.check(ids, work.params()) for ids in prompts]
+    params = work.params() * (len(prompts) // work.requests)
+    checked = [engine.check(ids, one) for ids, one in zip(prompts, params, strict=True)]
     free = threading.Semaphore(work.requests)
     for sent, (trip, prompt) in enumerate(zip(trips, checked, strict=True)):
         free.acquire()

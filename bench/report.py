@@ -108,4 +108,5 @@ def _table(title: str, *columns: str, left: int = 2) -> Table:
 
 def _requests(work: Mapping[str, Any]) -> str:
     """How many at once, and each one's tokens in and out."""
-    return f"{work['requests']} x {work['prompt_tokens']:,}+{work['output_tokens']:,}"
+    least = f"{work['least_tokens']:,}-" if work.get("least_tokens") else ""
+    return f"{work['requests']} x {least}{work['prompt_tokens']:,}+{least}{work['output_tokens']:,}"

@@ -4,7 +4,7 @@ A step reads every weight once and multiplies it with every token:
 
     seconds(tokens, samples) = max(weight_bytes / read_bytes_per_second,
                                    sum over dtypes of (tokens * token_flops[dtype] + samples * sample_flops[dtype]) / flops[dtype])
-    seconds(work)            = seconds(requests * prompt_tokens, requests) + (output_tokens - 1) * seconds(requests, requests)
+    seconds(work)            = seconds(all prompt tokens, requests) + sum over later steps of seconds(running, running)
 
 A token's FLOPs are two for each value of each linear weight, in the dtype that is multiplied: that of the codes where a scheme
 quantizes activations too, else the model's. The head, and the last layer behind its attention, meet only tokens that something is
@@ -13,7 +13,7 @@ everything on the host are left out, so that the limit is one that no implementa
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -68,13 +68,22 @@ def bound(work: Work, needs: Cost, limits: Limits) -> Bound | None:
         return None
     memory = needs.weight_bytes / limits.read_bytes_per_second
     each, drawn = (_seconds(flops, limits) for flops in (needs.token_flops, needs.sample_flops))
-    steps = [(1, work.requests * work.prompt_tokens), (work.output_tokens - 1, work.requests)]
     total, computing = 0.0, 0.0
-    for count, tokens in steps:
-        compute = tokens * each + work.requests * drawn
+    for count, tokens, samples in _steps(work):
+        compute = tokens * each + samples * drawn
         total += count * max(memory, compute)
         computing += count * compute if compute > memory else 0.0
     return Bound(work.counted_tokens / total, COMPUTE if computing > total / 2 else MEMORY)
+
+
+def _steps(work: Work) -> Iterator[tuple[int, int, int]]:
+    """(how many, tokens, samples) of steps alike: all prompts at once, then those that still run."""
+    yield 1, sum(work.prompt_lengths), work.requests
+    done = 1
+    for running, length in zip(range(work.requests, 0, -1), sorted(work.output_lengths), strict=True):
+        if length > done:
+            yield length - done, running, running
+            done = length
 
 
 def _seconds(flops: Mapping[str, int], limits: Limits) -> float:

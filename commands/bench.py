@@ -27,8 +27,8 @@ examples:
 """
 WORK_HELP = """\
 work: decode1 (16 tokens in, 64 out), prefill1k (1,024 in, 1 out), batch16 and batch48 (that many requests at once,
-128 in, 64 out), or PROMPT:OUTPUT:REQUESTS. Prompts are random ids; answers are greedy and never end early; the prefix
-cache is off.
+128 in, 64 out), nano-vllm (its benchmark: 256 requests, 100 to 1,024 in and out, drawn at temperature 0.6), or
+PROMPT:OUTPUT:REQUESTS. Prompts are random ids; answers are greedy and never end early; the prefix cache is off.
 """
 
 
@@ -127,7 +127,7 @@ def _add(kinds: Any, kind: str, told: str, repeats: str) -> None:
 def _add_measured(parser: argparse.ArgumentParser, repeats: str) -> None:
     """What every kind that measures a model takes."""
     parser.add_argument("--shape", metavar="NAME",
-                        help="random weights in a named shape, instead of --model: llama-1b, qwen2.5-0.5b or tiny")
+                        help="random weights in a named shape, instead of --model: llama-1b, llama-8b, qwen2.5-0.5b, qwen3-0.6b or tiny")
     parser.add_argument("--repeats", type=int, metavar="N", default=3, help=repeats)
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the prompts and the random weights (default: 0)")
     _add_record(parser)

@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
     _add_selection(run)
     run.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the bundle goes (default: conformance-PLATFORM)")
     run.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds that a case may take (default: 120)")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time, each in a process of its own (default: 1)")
     run.add_argument("--here", action="store_true", help="in this process, for a debugger; a hang or a crash ends the run")
     run.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     run.set_defaults(run=_run)
@@ -68,6 +69,7 @@ def add(commands: Any) -> None:
     selftest = actions.add_parser("selftest", help="show that the suite kills planted bugs and lets legal variants pass")
     selftest.add_argument("names", nargs="*", metavar="NAME", help="only these bugs and variants")
     selftest.add_argument("--quick", action="store_true", help="with the quick cases only")
+    selftest.add_argument("--platform", metavar="P", help="only bugs of this platform, such as reference or cuda:interpreted")
     selftest.add_argument("--json", action="store_true", help="print one JSON object")
     selftest.set_defaults(run=_selftest)
 
@@ -81,6 +83,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queries", nargs="*", metavar="QUERY", help="a prefix of addresses, or a pattern with * and ?")
     parser.add_argument("--profile", metavar="NAME", help="a frozen list of cases, such as core")
     parser.add_argument("--quick", action="store_true", help="a thin sample of every family")
+    parser.add_argument("--covering", type=int, choices=(1, 2), default=0, metavar="N",
+                        help="of each family what it takes for each value of a parameter (1), or of any two of them (2), to occur")
     parser.add_argument("--shard", default="1/1", metavar="K/N", help="every N-th case, from the K-th on")
 
 
@@ -91,7 +95,7 @@ def _selection(args: argparse.Namespace) -> Selection:
     k, _, n = args.shard.partition("/")
     if not (k.isdecimal() and n.isdecimal()):
         raise ConfigError(f"--shard {args.shard}: write K/N, for instance 1/4")
-    return Selection(args.profile, args.quick, tuple(args.queries), (int(k), int(n)))
+    return Selection(args.profile, args.quick, tuple(args.queries), (int(k), int(n)), args.covering)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -103,12 +107,12 @@ def _run(args: argparse.Namespace) -> int:
     from ..platforms import registry
 
     selection = _selection(args)
-    cases = selection.cases()
     platform = registry.named(args.platform)
-    known = xfail.excuses(type(platform))
+    known, selection = xfail.excuses(type(platform)), selection.for_grade(platform.capabilities.grade)
     platform.close()
+    cases = selection.cases()
     stream = (runner.run_here(runner.open_rig(args.platform), cases, known) if args.here else
-              runner.run(args.platform, cases, known, timeout_seconds=args.timeout))
+              runner.run(args.platform, cases, known, timeout_seconds=args.timeout, jobs=args.jobs))
     results = list(stream) if args.json else live.watch(stream, len(cases), args.platform, Console(stderr=True))
     refused = [one.case for one in results if one.verdict is Verdict.UNSUPPORTED]
     stale = xfail.stale(known, (case.id for case in all_cases()), refused) if known else []
@@ -177,7 +181,7 @@ def _selftest(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with console.status("planting bugs") as status:
         report = selftest(args.quick, args.names or None,
-                          lambda found: status.update(f"{found.name}: {found.case or 'survived or passed'}"))
+                          lambda found: status.update(f"{found.name}: {found.case or 'survived or passed'}"), args.platform)
     if args.json:
         print(json.dumps({**asdict(report), "sound": report.sound}, indent=2))
     else:

@@ -19,7 +19,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hugging Face name")
     group.add_argument("--tokenizer", metavar="T", help="a folder or name, where it is not the model's own")
     group.add_argument("--platform", metavar="P", help="a platform, with options after a colon (cuda:1), or auto")
-    group.add_argument("--tensor-parallel", type=int, metavar="N", help="devices that share the model, one process each")
+    group.add_argument("--tensor-parallel", type=int, metavar="N", help="devices that share the model")
     group.add_argument("--dtype", metavar="D", help="auto, float32, bfloat16, float16 or float64")
     group.add_argument("--quantization", metavar="Q", help="int8 or int4: quantize the linears while loading (or a scheme: int4:g64)")
     group.add_argument("--packed-cache", action="store_const", const=True, help="keep packed weights on disk for the next start")
@@ -34,13 +34,15 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, metavar="N", help="threads of a CPU")
     group.add_argument("--kernel", action="append", metavar="OP=NAME", help="this kernel and no other for an op; repeatable")
     group.add_argument("--deterministic", action="store_const", const=True, help="batch-invariant kernels only")
+    group.add_argument("--warm-up", action=argparse.BooleanOptionalAction,
+                       help="compile likely steps before the first request (default: where compiling takes long)")
     group.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of settings; goes before INFERPLANE_CONFIG")
 
 
 ENGINE = (
     "model", "revision", "tokenizer", "platform", "tensor_parallel", "dtype", "quantization", "packed_cache", "max_model_len",
     "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_gb", "kv_cache_dtype", "enable_prefix_caching",
-    "threads", "deterministic", "config",
+    "threads", "deterministic", "warm_up", "config",
 )
 
 

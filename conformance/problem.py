@@ -70,6 +70,8 @@ class Problem:
     """[slots + 1] int32: the state's last tokens before the step."""
     naive: Callable[..., Any] | None = None
     """A plain evaluation in the problem's own dtype, called as the reference is: for composites."""
+    held: Callable[..., Mapping[str, Array]] | None = None
+    """Called as the reference is: name -> the magnitude of what arithmetic left in that array of the memory; the others hold exact bits."""
     rows: int = 0
     """Rows that can be tried alone."""
     alone: Callable[[int], tuple[Problem, Any]] | None = None

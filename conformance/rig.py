@@ -61,7 +61,10 @@ class Rig:
         return self._partner()
 
     def supporting(self, spec: Spec) -> list[Kernel]:
-        """Every kernel that says yes. Raises `Unsupported` with all reasons if none does, and checks that binding is refused."""
+        """Every kernel that says yes; where nothing is the device's own, the first, which serving would take.
+
+        Raises `Unsupported` with all reasons if none does, and checks that binding is refused.
+        """
         offered = [kernel for kernel in self.kernels if kernel.op == spec.op]
         reasons = [(kernel, kernel.supports(spec)) for kernel in offered]
         for kernel, reason in reasons:
@@ -72,7 +75,12 @@ class Rig:
             return [self._composed(spec)]
         if not yes:
             raise Unsupported("; ".join(f"{kernel.name}: {reason}" for kernel, reason in reasons) or f"no kernel for {spec.op}")
-        return yes
+        return yes if self.thorough else yes[:1]
+
+    @property
+    def thorough(self) -> bool:
+        """On a device every check is made; an interpreter's or an emulator's time buys more cases with fewer repeats in each."""
+        return self.platform.capabilities.grade == "device"
 
     def _composed(self, spec: Spec) -> Kernel:
         """The default composition as if it were a kernel, over the first supporting kernel of each part."""
@@ -110,7 +118,8 @@ class Rig:
         packed = self.packed(problem.packed or _idle())
 
         def step(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
-            arrays = tuple(_inner(array) if wide else array for array, wide in zip(weights["arrays"], wides, strict=True))
+            given_arrays = enumerate(zip(weights["arrays"], wides, strict=True))
+            arrays = tuple(_inner(array, place) if wide else array for place, (array, wide) in given_arrays)
             given = {Given.WEIGHT: weights["weight"], Given.BATCH: batch, Given.SAMPLING: sampling, Given.CELL: state[0],
                      Given.STATE: state}
             result = problem.view(kernel.run(spec, *problem.fill(given, arrays)))
@@ -123,7 +132,7 @@ class Rig:
 
         def run(given: Problem) -> Answer:
             one = self.padded(given)
-            hosts = [_outer(array) if wide else array for array, wide in zip(one.arrays, wides, strict=True)]
+            hosts = [_outer(array, place) if wide else array for place, (array, wide) in enumerate(zip(one.arrays, wides, strict=True))]
             arrays = tuple(self.platform.put(host.copy()) for host in hosts)
             state = self.state(one)
             packed = self.packed(one.packed or _idle())
@@ -203,16 +212,16 @@ def _idle() -> Packed:
     return packed
 
 
-def _outer(array: Array) -> Array:
-    """The array inside a larger one, offset by one and with a longer stride; the rest is NaN."""
+def _outer(array: Array, place: int) -> Array:
+    """The array inside a larger one, offset by one and with a longer stride, each argument's another; the rest is NaN."""
     filler = np.nan if array.dtype.kind == "f" or array.dtype.name in ("bfloat16", "float8_e4m3fn") else 0
-    outer = np.full((*array.shape[:-1], array.shape[-1] + 3), filler, array.dtype)
-    outer[..., 1:-2] = array
+    outer = np.full((*array.shape[:-1], array.shape[-1] + 3 + place), filler, array.dtype)
+    _inner(outer, place)[:] = array
     return outer
 
 
-def _inner(array: Any) -> Any:
-    return array[..., 1:-2]
+def _inner(array: Any, place: int) -> Any:
+    return array[..., 1 : -2 - place]
 
 
 def _same(a: Array, b: Array) -> bool:

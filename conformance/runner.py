@@ -5,9 +5,11 @@ import multiprocessing
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from multiprocessing.connection import Connection
+from queue import Queue
 from typing import Any
 
 from ..core.env import Environment
@@ -39,16 +41,29 @@ class Result:
 
 
 def run(platform: str, cases: Sequence[Case], excuses: dict[str, Excuse], *, timeout_seconds: float = 120.0,
-        today: date | None = None) -> Iterator[Result]:
-    """Each case in turn, in a worker process that is replaced when it hangs or dies."""
-    worker = _Worker(platform)
-    try:
-        for case in cases:
-            started = time.perf_counter()
+        today: date | None = None, jobs: int = 1) -> Iterator[Result]:
+    """Each case's result, in their order; `jobs` at a time, each in a worker process that is replaced when it hangs or dies."""
+    workers = [_Worker(platform) for _ in range(jobs)]
+    free: Queue[_Worker] = Queue()
+    for worker in workers:
+        free.put(worker)
+
+    def run_one(case: Case) -> Result:
+        worker = free.get()
+        started = time.perf_counter()
+        try:
             outcome, grade = worker.run(case, timeout_seconds)
-            yield _result(case, outcome, grade, excuses, today, time.perf_counter() - started)
+        finally:
+            free.put(worker)
+        return _result(case, outcome, grade, excuses, today, time.perf_counter() - started)
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        yield from pool.map(run_one, cases)
     finally:
-        worker.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.stop()
 
 
 def run_here(rig: Rig, cases: Sequence[Case], excuses: dict[str, Excuse], *, today: date | None = None) -> Iterator[Result]:
@@ -60,8 +75,9 @@ def run_here(rig: Rig, cases: Sequence[Case], excuses: dict[str, Excuse], *, tod
 
 
 def open_rig(platform: str) -> Rig:
-    found = registry.find(platform)
-    return Rig(found.open(), Oracle(Environment.read().cache / "conformance"), found.open, found.open)
+    kept = Environment.read().cache
+    found = registry.find(platform, cache=kept / "compiled")
+    return Rig(found.open(), Oracle(kept / "conformance"), found.open, found.open)
 
 
 def grade_of(rig: Rig) -> str:

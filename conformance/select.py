@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ConfigError, suggest
 from .address import WILDCARDS
 from .case import Case
-from .cases import FAMILIES, all_cases, find, quick_cases, speed_cases
+from .cases import FAMILIES, all_cases, covering_cases, find, quick_cases, speed_cases
 
 VERSION = "1.0"
 MUSTPASS = Path(__file__).resolve().parent / "mustpass" / VERSION
@@ -17,17 +17,23 @@ MUSTPASS = Path(__file__).resolve().parent / "mustpass" / VERSION
 
 @dataclass(frozen=True)
 class Selection:
-    """What was asked for. shard (k, n): every n-th case from the k-th on, 1 <= k <= n."""
+    """What was asked for. shard (k, n): every n-th case from the k-th on, 1 <= k <= n. covering: see `covering_cases`; 0: all."""
 
     profile: str | None = None
     quick: bool = False
     queries: tuple[str, ...] = ()
     shard: tuple[int, int] = (1, 1)
+    covering: int = 0
+
+    def for_grade(self, grade: str) -> Selection:
+        """What runs under an interpreter or an emulator takes, for the quick list, the cases in which each value of each parameter occurs."""
+        return self if grade == "device" or not self.quick else replace(self, quick=False, covering=1)
 
     @property
     def partial(self) -> str:
         """What it leaves out of a whole list, in words; empty where nothing."""
-        parts = ["the quick list"] * self.quick + [f"what {' '.join(self.queries)} finds"] * bool(self.queries)
+        parts = ["the quick list"] * self.quick + [f"cases in which any {self.covering} of the parameters meet"] * bool(self.covering)
+        parts += [f"what {' '.join(self.queries)} finds"] * bool(self.queries)
         return ", ".join([*parts, *[f"shard {self.shard[0]}/{self.shard[1]}"] * (self.shard != (1, 1))])
 
     def cases(self) -> list[Case]:
@@ -41,10 +47,11 @@ class Selection:
         return whole[k - 1 :: n]
 
     def whole(self) -> list[Case]:
-        """All shards together. quick: of a profile, what is on the quick list too. Each query must find something."""
-        quick = {case.id: case for case in quick_cases()} if self.quick else {}
-        listed = list(map(find, profile(self.profile))) if self.profile else list(quick.values() or all_cases())
-        cases = [case for case in listed if case.id in quick] if quick else listed
+        """All shards together. quick, covering: of a profile, what is on that list too. Each query must find something."""
+        cases = list(map(find, profile(self.profile))) if self.profile else list(all_cases())
+        for chosen in [quick_cases()] * self.quick + [covering_cases(self.covering)] * bool(self.covering):
+            kept = {case.id for case in chosen}
+            cases = [case for case in cases if case.id in kept]
         if not self.queries:
             return cases
         found = {case.id: case for query in self.queries for case in self._asked(query, cases)}
@@ -57,7 +64,7 @@ class Selection:
                 return kept
         if self.profile is None and ":" in query and not any(sign in query for sign in WILDCARDS):
             return [find(query)]
-        where = f"in the profile {self.profile}" if self.profile else "in the quick list" if self.quick else "at all"
+        where = f"in the profile {self.profile}" if self.profile else "in the quick list" if self.quick else "among these" if self.covering else "at all"
         raise ConfigError(f"no case matches {query!r} {where}. {suggest(query.partition(':')[0], FAMILIES)}")
 
 

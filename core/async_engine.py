@@ -3,22 +3,26 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncGenerator
 from contextlib import suppress
-from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ..errors import InferplaneError
 from .config import EngineConfig
-from .engine import Engine, EngineStats
+from .engine import CheckedPrompt, Engine, EngineStats
 from .env import Environment
+from .kv.salt import Salt
 from .loader import Source
 from .output import RequestOutput
+from .progress import bar
 from .prompt import Prompt, parse_prompt
 from .request import SamplingParams
 from .start import Started, start
 
 Answer = RequestOutput | InferplaneError
+Growth = Literal["each", "latest", "end"]
+"""What an iteration gives: an output for each step; the same, but what came while nobody looked in one; the whole at its end."""
 
 
 class AsyncEngine:
@@ -27,12 +31,13 @@ class AsyncEngine:
     Takes the same settings as `LLM`.
     """
 
-    def __init__(self, model: str | None = None, *, source: Source | None = None, **settings: Any) -> None:
+    def __init__(self, model: str | None = None, *, source: Source | None = None, show_progress: bool = False, **settings: Any) -> None:
         self.config = EngineConfig.resolve({"model": model, **settings}, Environment.read())
-        self.started: Started = start(self.config, source=source)
+        with bar(show_progress) as progress:
+            self.started: Started = start(self.config, source=source, progress=progress)
         weakref.finalize(self, self.started.engine.forget)
 
-    async def generate(
+    def generate(
         self,
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
@@ -40,14 +45,22 @@ class AsyncEngine:
         *,
         priority: int = 0,
         tenant: str = "",
-    ) -> AsyncIterator[RequestOutput]:
-        """The request's output as it grows; each output is whole, and its `delta` is what is new."""
+        growth: Growth = "each",
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The request's output as it grows; each output is whole, and its `delta` is what is new.
+
+        Raises `RequestError` at once for what can never run; nothing runs before the first output is asked for.
+        """
         parsed = parse_prompt(prompt)
         params = sampling_params or SamplingParams.from_kwargs(**self.started.defaults)
-        loop = asyncio.get_running_loop()
-        answers: asyncio.Queue[Answer] = asyncio.Queue()
-        checked, sink = self.engine.check(parsed.content, params, request_id), partial(_post, loop, answers)
-        name = self.engine.submit(checked, sink, stream=True, priority=priority, tenant=tenant, salt=parsed.salt)
+        checked = self.engine.check(parsed.content, params, request_id)
+        return self._outputs(checked, growth, priority, tenant, parsed.salt)
+
+    async def _outputs(
+        self, checked: CheckedPrompt, growth: Growth, priority: int, tenant: str, salt: Salt | None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        answers = _Answers(asyncio.get_running_loop(), merged=growth == "latest")
+        name = self.engine.submit(checked, answers.post, stream=growth != "end", priority=priority, tenant=tenant, salt=salt)
         ended = False
         try:
             while not ended:
@@ -58,7 +71,7 @@ class AsyncEngine:
                 yield answer
         finally:
             if not ended:
-                self.engine.abort(name, sink)
+                self.engine.abort(name, answers.post)
 
     async def abort(self, request_id: str) -> None:
         self.engine.abort(request_id)
@@ -81,6 +94,28 @@ class AsyncEngine:
         await asyncio.to_thread(self.close)
 
 
-def _post(loop: asyncio.AbstractEventLoop, answers: asyncio.Queue[Answer], answer: Answer) -> None:
-    with suppress(RuntimeError):  # the loop was closed, so nobody waits
-        loop.call_soon_threadsafe(answers.put_nowait, answer)
+class _Answers:
+    """From the engine's thread to one event loop. merged: what nobody took yet is one output, so that a slow reader costs no memory."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, merged: bool) -> None:
+        self._loop, self._merged = loop, merged
+        self._arrived = asyncio.Event()
+        self._waiting: deque[Answer] = deque()
+
+    def post(self, answer: Answer) -> None:
+        with suppress(RuntimeError):  # the loop was closed, so nobody waits
+            self._loop.call_soon_threadsafe(self._put, answer)
+
+    def _put(self, answer: Answer) -> None:
+        last = self._waiting[-1] if self._merged and self._waiting else None
+        if isinstance(answer, RequestOutput) and isinstance(last, RequestOutput):
+            self._waiting[-1] = answer.since(last)
+        else:
+            self._waiting.append(answer)
+        self._arrived.set()
+
+    async def get(self) -> Answer:
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._waiting.popleft()

@@ -94,7 +94,8 @@ class ExecutionConfig:
 
     platform: a name with options after a colon, or "auto". threads: of a CPU. kernels: op -> the name of the kernel that
     must do it. deterministic: batch-invariant kernels only. seed: for requests that bring none; None: a fresh one each.
-    tensor_parallel: devices that share the model, one process each.
+    tensor_parallel: devices that share the model, one process each, or all in one where the platform wants that.
+    warm_up: compile likely steps before the first request; None: where the platform says that compiling takes long.
     """
 
     platform: str = "auto"
@@ -103,6 +104,7 @@ class ExecutionConfig:
     kernels: Mapping[str, str] = field(default_factory=dict)
     deterministic: bool = False
     seed: int | None = None
+    warm_up: bool | None = None
 
     def __post_init__(self) -> None:
         _text("platform", self.platform)
@@ -110,6 +112,8 @@ class ExecutionConfig:
         _whole("threads", self.threads, 1)
         _whole("seed", self.seed, 0)
         _flag("deterministic", self.deterministic)
+        if self.warm_up is not None:
+            _flag("warm_up", self.warm_up)
         if not isinstance(self.kernels, Mapping):
             raise _wrong("kernels", "a mapping from op to kernel name", self.kernels)
         for op, kernel in self.kernels.items():
@@ -172,21 +176,28 @@ _PARTS: dict[str, type] = {
     "model": ModelConfig, "cache": CacheConfig, "scheduling": SchedulingConfig, "execution": ExecutionConfig,
 }
 _TABLES = {table: tuple(f.name for f in fields(part)) for table, part in _PARTS.items()}
+SERVER_TABLE = "serve"
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file as they stand there. Raises ConfigError for one that cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}. Give the path of a TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not TOML: {error}. Correct it there.") from None
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """The flat names of a TOML file with the tables [model], [cache], [scheduling] and [execution].
 
-    Raises ConfigError for a file that cannot be read, and for unknown tables and keys, with the nearest one.
+    A table [serve] is the server's to read. Raises ConfigError for unknown tables and keys, with the nearest one.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config file {path} cannot be read: {error.strerror}. Give the path of a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} is not TOML: {error}. Correct it there.") from None
     flat: dict[str, Any] = {}
-    for table, values in tables.items():
+    for table, values in read_tables(path).items():
+        if table == SERVER_TABLE:
+            continue
         if table not in _TABLES:
             home = next((f" It belongs into the table [{home}]." for home, known in _TABLES.items() if table in known), "")
             what = "table" if isinstance(values, dict) else "key"

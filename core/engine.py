@@ -20,11 +20,14 @@ from .request import Key, Request, SamplingParams, expand
 from .runner import Runner
 from .scheduler.plan import StepPlan, Update
 from .scheduler.scheduler import Scheduler
+from .structured import Grammars, Guide, StructuredOutputs
 from .tokenizer import Tokenizer
 
 Sink = Callable[[RequestOutput | InferplaneError], None]
 """Called from the engine's thread: with each growth of a streamed request, with the end of any, or with its error."""
 
+MASKS_SINCE = (1, 2)
+"""The contract that samplers honour masks by."""
 AHEAD = 2
 """Steps in flight: the device computes one while the host plans and uploads the next."""
 
@@ -37,6 +40,7 @@ class CheckedPrompt(NamedTuple):
     tokens: Any
     """[tokens] int32."""
     params: SamplingParams
+    guide: Guide | None = None
 
 
 @dataclass
@@ -66,12 +70,18 @@ class _Entry:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A moment's counts. `host_seconds` is the time spent planning, packing and handing out, over `steps` steps."""
+    """A moment's counts, and totals since the start.
+
+    host_seconds: spent planning, packing and handing out, over `steps` steps of `step_tokens` tokens computed.
+    drawn_tokens: those that requests received. preemptions: sequences that lost their blocks and were computed again.
+    """
 
     running: int
     waiting: int
     steps: int
     step_tokens: int
+    drawn_tokens: int
+    preemptions: int
     host_seconds: float
     kv: KVStats
 
@@ -88,6 +98,8 @@ class Engine:
     ) -> None:
         self.scheduler, self.runner, self.tokenizer = scheduler, runner, tokenizer
         self.eos_ids, self.max_model_len = eos_ids, max_model_len
+        vocab = runner.loaded.model.vocab_size
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, vocab, tuple(eos_ids))
         self._seeds = itertools.count(seed << 32)
         self._names = itertools.count(1)
         self._entries: dict[str, _Entry] = {}
@@ -95,7 +107,7 @@ class Engine:
         self._changed = threading.Condition()
         self._closing = False
         self._broken: BaseException | None = None
-        self._steps = self._step_tokens = 0
+        self._steps = self._step_tokens = self._drawn_tokens = 0
         self._host_seconds = 0.0
         self._thread = threading.Thread(target=self._loop, name="inferplane-engine", daemon=True)
         self._thread.start()
@@ -119,7 +131,18 @@ class Engine:
         for what, ids in (("the prompt", request.prompt.tolist()), ("logit_bias", biased), ("stop_token_ids", stops)):
             if (highest := max(ids, default=0)) >= vocab:
                 raise RequestError(f"{what} has token id {highest}, and the vocabulary ends at {vocab - 1}; check the tokenizer")
-        return CheckedPrompt(name, text, request.prompt, params)
+        return CheckedPrompt(name, text, request.prompt, params, self._guide(params.structured_outputs))
+
+    def _guide(self, asked: StructuredOutputs | None) -> Guide | None:
+        if asked is None:
+            return None
+        if self._grammars is None:
+            raise RequestError("structured outputs need to know how tokens are spelled, and this model has no tokenizer")
+        platform = self.runner.platform
+        if platform.contract < MASKS_SINCE:
+            raise RequestError(f"platform {platform.name!r} was written for contract {platform.contract}, whose samplers know no masks; "
+                               f"structured outputs need {MASKS_SINCE}")
+        return self._grammars.guide(asked)
 
     def submit(
         self,
@@ -136,7 +159,7 @@ class Engine:
         name = prompt.name
         requests = expand(
             name, prompt.tokens, prompt.params, eos_ids=self.eos_ids, max_model_len=self.max_model_len,
-            priority=priority, tenant=tenant, salt=salt, arrival=arrival, seed=next(self._seeds),
+            priority=priority, tenant=tenant, salt=salt, arrival=arrival, seed=next(self._seeds), guide=prompt.guide,
         )
         completions = tuple(Completion(request, self.tokenizer, self.eos_ids) for request in requests)
         entry = _Entry(sink, stream, prompt.text, tuple(prompt.tokens.tolist()), requests, completions, arrival)
@@ -170,11 +193,14 @@ class Engine:
             raise answer["error"]
         return answer["value"]
 
-    def stats(self) -> EngineStats:
-        return self.call(lambda: EngineStats(
-            self.scheduler.running_count, self.scheduler.waiting_count,
-            self._steps, self._step_tokens, self._host_seconds, self.scheduler.kv_stats(),
-        ))
+    def stats(self, timeout_seconds: float | None = None) -> EngineStats:
+        """Taken between two steps. Raises `EngineError` where that takes longer than the timeout, or the engine is closed."""
+        return self.call(self._stats, timeout_seconds)
+
+    @property
+    def closed(self) -> bool:
+        """It takes no more requests: it was closed, or a step broke it."""
+        return self._closing or self._broken is not None
 
     def close(self, *, wait: bool = True) -> None:
         """Abort what runs, and stop the thread. Idempotent, from any thread. wait: until it has stopped."""
@@ -221,6 +247,13 @@ class Engine:
             self._broken = error
         finally:
             self._shut_down(flight)
+
+    def _stats(self) -> EngineStats:
+        scheduler = self.scheduler.stats()
+        return EngineStats(
+            scheduler.running, scheduler.waiting, self._steps, self._step_tokens, self._drawn_tokens,
+            scheduler.preemptions, self._host_seconds, self.scheduler.kv_stats(),
+        )
 
     def _submit(self, plan: StepPlan) -> Pending:
         try:
@@ -298,7 +331,12 @@ class Engine:
         entry = self._entries.get(update.request.request_id)
         if entry is None:
             return
+        guide = update.request.guide
+        if guide is not None and guide.error:
+            self._refuse(entry, guide.error)
+            return
         completion = entry.completions[update.request.sample_index]
+        self._drawn_tokens += update.token is not None
         if update.token is None:
             completion.finish_reason = update.reason
         elif completion.push(update.token, update.reason, sampled, place) and update.reason is None:
@@ -313,6 +351,13 @@ class Engine:
         ended = self.scheduler.finish(key, "stop", now)
         if ended is not None and ended.kv is not None:
             entry.kv.append(ended.kv)
+
+    def _refuse(self, entry: _Entry, reason: str) -> None:
+        """End a request with an error of its own."""
+        name = entry.requests[0].request_id
+        del self._entries[name]
+        self.scheduler.abort(name, time.monotonic())
+        entry.sink(RequestError(reason))
 
     def _deliver_all(self, updates: Sequence[Update]) -> None:
         now = time.monotonic()

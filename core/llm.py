@@ -79,10 +79,7 @@ class LLM:
 
     def chat_prompt(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
         """The prompt that the model's chat template makes of a conversation, as token ids."""
-        if self.tokenizer is None or self.started.chat_template is None:
-            raise RequestError("this model has no tokenizer, so no chat template either; give token ids to `generate`")
-        text = self.started.chat_template.render(messages, tools)
-        return {"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)}
+        return {"prompt_token_ids": self.started.chat_prompt(messages, tools)}
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """One prompt's output as it grows; `outputs[i].delta` is what is new. Leaving the loop early aborts the request."""

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..ops import DTYPES, KernelPack, Quantized, StateGroup, Tensor, Uncoded, We
 from ..ops.quantize import quantize, restored
 from ..platforms.contract import Collectives, Platform, World
 from .graph import Graph, Weights
-from .localize import Mesh, local_codes, local_groups, local_tensor, once, shares_scales
+from .localize import Mesh, local_codes, local_groups, local_tensor, once, require_alike, shares_scales
 from .models import model_class
 from .packed_cache import PackedCache
 from .quantization import choose_precision
@@ -116,6 +116,8 @@ def plan_model(
     kernels = [kernel for pack in packs for kernel in pack.kernels] + list(platform.kernels())
     traced = trace(model)
     mesh = Mesh.of(traced.specs, world.size, world.rank)
+    for rank in world.ranks[1:]:
+        require_alike(traced.specs, mesh, replace(mesh, rank=rank))
     return model, resolve(traced, kernels, explicit=options.kernels, deterministic=options.deterministic, mesh=mesh)
 
 
@@ -137,7 +139,7 @@ def load(
     source.check(model.weights)
     uses = trace(model, composed=lambda spec: resolution[spec].kernel is None).uses
     packed = _packed_cache(options.packed_cache, source, platform, resolution, uses) if options.packed_cache else None
-    preparer = _Preparer(source, platform, resolution, packed)
+    preparer = _Preparer(source, platform, resolution, packed, (world or World()).ranks)
     handles: dict[str, Any] = {}
     try:
         for done, use in enumerate(uses):
@@ -160,11 +162,13 @@ def load(
 
 
 class _Preparer:
-    """Weights by the layout that their kernels want; a weight whose uses agree is placed once."""
+    """Weights by the layout that their kernels want; a weight whose uses agree is placed once. ranks: whose parts are ours to make."""
 
-    def __init__(self, source: Source, platform: Platform, resolution: Resolution, packed: PackedCache | None) -> None:
+    def __init__(
+        self, source: Source, platform: Platform, resolution: Resolution, packed: PackedCache | None, ranks: Sequence[int] = (0,)
+    ) -> None:
         self.source, self.platform, self.resolution, self.packed = source, platform, resolution, packed
-        self.mesh = resolution.mesh
+        self.mesh, self.ranks = resolution.mesh, ranks
         self.made: dict[tuple[Any, ...], Any] = {}
 
     def handle(self, use: Use) -> Any:
@@ -187,12 +191,22 @@ class _Preparer:
     def _prepare(self, choice: Choice, weight: Weight) -> Any:
         name = _packed_name(choice, weight.parts)
         if self.packed is None or name is None:
-            return self._read(choice, weight)
+            return self._parts(choice, weight)
         handle = self.packed.get(name)
         if handle is None:
-            handle = self._read(choice, weight)
+            handle = self._parts(choice, weight)
             self.packed.put(name, handle)
         return handle
+
+    def _parts(self, choice: Choice, weight: Weight) -> Any:
+        """This device's, or those of all devices that this process holds, as one."""
+        if len(self.ranks) == 1:
+            return self._read(choice, weight)
+        return self.platform.join(self._of(rank)._read(choice, weight) for rank in self.ranks)
+
+    def _of(self, rank: int) -> _Preparer:
+        resolution = replace(self.resolution, mesh=replace(self.mesh, rank=rank))
+        return _Preparer(self.source, self.platform, resolution, None)
 
     def _read(self, choice: Choice, weight: Weight) -> Any:
         read = cache(self.source.tensor)

@@ -118,6 +118,14 @@ def local_spec(spec: Any, mesh: Mesh) -> Any:
     return replace(spec, **changed)
 
 
+def require_alike(specs: Iterable[Spec], mesh: Mesh, other: Mesh) -> None:
+    """Raise `ConfigError` where two devices would compute by different specs: the devices of one process run one program."""
+    for spec in specs:
+        if local_spec(spec, mesh) != local_spec(spec, other):
+            raise ConfigError(f"tensor_parallel {mesh.size} was asked for, and devices of one process run one program, while the {spec.op} "
+                              f"of device {other.rank} is not that of device {mesh.rank} ({spec}). Use one device, or another platform.")
+
+
 def joining(spec: Any, local: Any) -> Joining | None:
     """How the results of the local spec become that of the global one; None: they are this device's part, or the whole."""
     if isinstance(spec, Linear) and local.input != spec.input:
@@ -145,6 +153,12 @@ def joined_blocks(parts: Sequence[HostArrays], group: StateGroup, mesh: Mesh) ->
         return np.concatenate([part[name] for part in parts[::holders]], axis=1)
 
     return {name: joined(name, array.axis) for name, array in group.arrays.items()}
+
+
+def split_blocks(arrays: HostArrays, size: int) -> list[HostArrays]:
+    """Each device's part, where one process gave those of all behind each other."""
+    parts = {name: np.split(array, size, axis=1) for name, array in arrays.items()}
+    return [{name: part[rank] for name, part in parts.items()} for rank in range(size)]
 
 
 def local_blocks(arrays: HostArrays, group: StateGroup, mesh: Mesh) -> HostArrays:

@@ -1,7 +1,7 @@
 """What a person gets back, and how it grows: text token by token, stop strings, log-probabilities, times."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ..ops import Sampled
@@ -56,6 +56,14 @@ class RequestOutput:
     outputs: tuple[CompletionOutput, ...]
     finished: bool
     metrics: RequestMetrics = field(repr=False, default=RequestMetrics(0.0))
+
+    def since(self, earlier: RequestOutput) -> RequestOutput:
+        """The same, for somebody who has not seen `earlier` either: what that added is part of `delta`."""
+        outputs = tuple(
+            replace(now, delta=before.delta + now.delta) if before.delta else now
+            for before, now in zip(earlier.outputs, self.outputs, strict=True)
+        )
+        return replace(self, outputs=outputs)
 
 
 class Completion:

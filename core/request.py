@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import RequestError, suggest
 from .kv.salt import Salt
+from .structured import Guide, StructuredOutputs
 
 MAX_TOKEN_ID = 2**31 - 1
 
@@ -102,6 +103,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -131,6 +133,11 @@ class SamplingParams:
                 raise _wrong(name, "True or False", getattr(self, name), "Pass a bool.")
         if self.logprobs is not None:
             put("logprobs", _integer("logprobs", self.logprobs, -1, None, "Use None for none, -1 for the whole vocabulary."))
+        if self.structured_outputs is not None:
+            if not isinstance(self.structured_outputs, StructuredOutputs):
+                raise _wrong("structured_outputs", "a StructuredOutputs", self.structured_outputs, "Pass StructuredOutputs(json=...).")
+            if self.ignore_eos:
+                raise _wrong("ignore_eos", "False with structured outputs", True, "A grammar's end is the answer's.")
 
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> SamplingParams:
@@ -149,6 +156,11 @@ class SamplingParams:
     @property
     def needs_host(self) -> bool:
         """The next draw depends on tokens that the host must see first, so no step is planned ahead."""
+        return self.penalized or self.structured_outputs is not None
+
+    @property
+    def penalized(self) -> bool:
+        """Some penalty counts the tokens drawn so far."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
@@ -183,7 +195,7 @@ class Request:
 
     prompt [tokens] int32, read-only. max_tokens is resolved, stop_ids include the model's eos unless it is ignored.
     priority: lower is earlier. tenant: whose share of the machine it uses. arrival: seconds, on the caller's clock.
-    seed: 64 bits that key its random numbers.
+    seed: 64 bits that key its random numbers. guide: what its grammar allows.
     """
 
     request_id: str
@@ -197,6 +209,7 @@ class Request:
     salt: Salt = field(default_factory=Salt)
     arrival: float = 0.0
     seed: int = 0
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", _prompt(self.prompt))
@@ -212,13 +225,16 @@ class Request:
 
 def expand(request_id: str, prompt: Sequence[int] | np.ndarray, params: SamplingParams, *, eos_ids: Iterable[int],
            max_model_len: int, priority: int = 0, tenant: str = "", salt: Salt | None = None,
-           arrival: float = 0.0, seed: int = 0) -> tuple[Request, ...]:
-    """The `n` sequences that `params` asks for; `seed` serves where it names none. `Scheduler.check` refuses what is too long."""
+           arrival: float = 0.0, seed: int = 0, guide: Guide | None = None) -> tuple[Request, ...]:
+    """The `n` sequences that `params` asks for; `seed` serves where it names none. `Scheduler.check` refuses what is too long.
+
+    guide: at its grammar's start; each sequence gets a copy.
+    """
     tokens = _prompt(prompt)
     limit = params.max_tokens if params.max_tokens is not None else max(1, max_model_len - len(tokens))
     stop_ids = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else frozenset(eos_ids))
     return tuple(
         Request(request_id, tokens, params, limit, index, stop_ids, priority, tenant, salt or Salt(), arrival,
-                params.seed if params.seed is not None else seed)
+                params.seed if params.seed is not None else seed, guide.copy() if guide else None)
         for index in range(params.n)
     )

@@ -10,9 +10,9 @@ import numpy as np
 from ..errors import InferplaneError
 from ..ops import BatchShape, Packed, StateGroup, empty
 from ..platforms.contract import Buckets, HostArrays, Pending
-from .edits import Edits, edits
+from .edits import Edits, edits, mask
 from .loader import Loaded
-from .localize import joined_blocks, local_blocks
+from .localize import joined_blocks, local_blocks, split_blocks
 from .parallel.messages import Write
 from .parallel.peers import Peers
 from .request import Key
@@ -43,7 +43,7 @@ class Runner:
         return pack(
             plan.rows, self.loaded.model.states, self.platform.capabilities.buckets,
             sample=[int(ends[i]) - 1 for i in plan.samples], sampled=samples, edits=changes,
-            logprobs=max((self._logprobs(row) for row in samples), default=-1),
+            masks=[mask(row, drawn) for row in samples], logprobs=max((self._logprobs(row) for row in samples), default=-1),
         )
 
     def submit(self, plan: StepPlan, drawn: Drawn) -> Pending:
@@ -51,22 +51,31 @@ class Runner:
         packed = self.batch(plan, drawn)
         return self.start(packed) if self.peers is None else self.peers.start(packed, self.start)
 
+    def warm(self, shape: BatchShape) -> None:
+        """Compile the step of a shape, and run it on null rows."""
+        packed, _, _ = empty(shape)
+        (self.start(packed) if self.peers is None else self.peers.start(packed, self.start)).result()
+
     def start(self, packed: Packed) -> Pending:
         return self.platform.submit(self._step(packed.shape), self.loaded.weights, self.state, packed)
 
     def read_blocks(self, group: int, blocks: Sequence[int]) -> HostArrays:
         """Blocks of one group in canonical form, from all devices."""
         ours = self.platform.read_blocks(self.state, group, blocks)
-        if self.peers is None:
+        mesh = self.loaded.resolution.mesh
+        if not mesh.ways:
             return ours
-        return joined_blocks([ours, *self.peers.read(group, blocks)], self.loaded.model.states[group], self.loaded.resolution.mesh)
+        parts = split_blocks(ours, mesh.size) if self.peers is None else [ours, *self.peers.read(group, blocks)]
+        return joined_blocks(parts, self.loaded.model.states[group], mesh)
 
     def write_blocks(self, group: int, blocks: Sequence[int], arrays: HostArrays) -> None:
         whole, mesh = self.loaded.model.states[group], self.loaded.resolution.mesh
+        ours, *others = [local_blocks(arrays, whole, replace(mesh, rank=rank)) for rank in range(mesh.size)]
         if self.peers is not None:
-            parts = [local_blocks(arrays, whole, replace(mesh, rank=rank)) for rank in range(1, mesh.size)]
-            self.peers.tell([Write(group, tuple(blocks), part) for part in parts])
-        self.platform.write_blocks(self.state, group, blocks, local_blocks(arrays, whole, mesh))
+            self.peers.tell([Write(group, tuple(blocks), part) for part in others])
+        elif others:
+            ours = {name: np.concatenate([part[name] for part in (ours, *others)], axis=1) for name in ours}
+        self.platform.write_blocks(self.state, group, blocks, ours)
 
     def watch(self, notify: Callable[[InferplaneError], None]) -> None:
         """notify: called from any thread when a device is lost."""
@@ -107,12 +116,13 @@ def pack(
     sample: Sequence[int],
     sampled: Sequence[RowPlan] = (),
     edits: Sequence[Edits | None] = (),
+    masks: Sequence[np.ndarray[Any, Any] | None] = (),
     logprobs: int = -1,
 ) -> Packed:
     """Fill the buffers of one step.
 
     sample: tokens whose hidden state goes to the head. sampled: the row that each is drawn for (empty: nothing is drawn).
-    edits: of each sample.
+    edits, masks: of each sample.
     Padding rows are empty, and padding tokens go to null block 0 of a padding row where there is one.
     """
     counts = [row.count for row in rows]
@@ -120,7 +130,8 @@ def pack(
     shape = BatchShape(
         tokens=total, rows=len(rows), samples=len(sample),
         blocks=tuple(max(len(row.tables[g]) for row in rows) for g in range(len(groups))),
-        longest_query=max(counts), edits=sum(len(one.tokens) for one in edits if one), logprobs=logprobs,
+        longest_query=max(counts), edits=sum(len(one.tokens) for one in edits if one),
+        mask_words=max((len(one) for one in masks if one is not None), default=0), logprobs=logprobs,
     )
     shape = buckets.pad(shape) if buckets else shape
     packed, batch, sampling = empty(shape)
@@ -163,7 +174,15 @@ def pack(
             place = slice(first, first := first + len(one.tokens))
             sampling.edit_sample[place], sampling.edit_token[place] = i, one.tokens
             sampling.edit_seen[place], sampling.edit_count[place], sampling.edit_bias[place] = one.seen, one.drawn, one.bias
+    sampling.mask[:] = ALL
+    for i, allowed in enumerate(masks):
+        if allowed is not None:
+            sampling.mask[i] = allowed
     return packed
+
+
+ALL = -1
+"""A word of a mask that forbids nothing."""
 
 
 def _word(bits: int) -> int:

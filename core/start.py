@@ -2,15 +2,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RequestError
 from ..ops import DTYPES
 from ..platforms import registry
-from ..platforms.contract import Platform, World
+from ..platforms.contract import Collectives, Platform, World
 from .chat import ChatTemplate
 from .checkpoint import Checkpoint
 from .config import KV_DTYPES, CacheConfig, EngineConfig
@@ -26,6 +26,7 @@ from .parallel.peers import Peers
 from .runner import Runner
 from .scheduler.scheduler import Scheduler
 from .tokenizer import Tokenizer
+from .warm_up import warm_up
 
 ITEMSIZE = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
@@ -42,9 +43,19 @@ class Started:
     chat_template: ChatTemplate | None = None
     folder: Path | None = None
 
+    def chat_prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any,
+    ) -> list[int]:
+        """Token ids of the prompt that the model's chat template makes of a conversation. Raises `RequestError`."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None or self.chat_template is None:
+            raise RequestError("this model has no tokenizer, so no chat template either; give token ids to `generate`")
+        return tokenizer.encode(self.chat_template.render(messages, tools, **variables), add_special_tokens=False)
+
 
 def find_platform(config: EngineConfig) -> registry.Found:
-    return registry.find(config.execution.platform, threads=config.execution.threads)
+    cache = Environment.read().cache / "compiled"
+    return registry.find(config.execution.platform, threads=config.execution.threads, cache=cache)
 
 
 def open_platform(config: EngineConfig) -> Platform:
@@ -74,7 +85,7 @@ def shared(platform: Platform, devices: int) -> World:
     if devices > 1 and not platform.parallel:
         raise ConfigError(f"tensor_parallel {devices} was asked for, and a model on {platform.name} runs on one device. "
                           "Leave it out, or take a platform that `inferplane platforms` shows with several devices.")
-    return World(size=devices)
+    return World(size=devices, one_process=devices > 1 and platform.one_process)
 
 
 def start(config: EngineConfig, *, source: Source | None = None, progress: Progress | None = None) -> Started:
@@ -91,10 +102,13 @@ def start(config: EngineConfig, *, source: Source | None = None, progress: Progr
         checkpoint = Checkpoint.open(place) if isinstance(place, Path) else place
         options, packs = load_options(config), registry.kernel_packs(platform.name)
         world = shared(platform, config.execution.tensor_parallel)
+        collectives: Collectives | None = None
         if world.size > 1:
             plan_model(checkpoint, platform, options, packs, world)
-            peers = Peers(Job(found, registry.find_packs(platform.name), place, options, world))
-        loaded = load(checkpoint, platform, options, packs, progress, world, peers.meet(platform) if peers else None)
+            if not world.one_process:
+                peers = Peers(Job(found, registry.find_packs(platform.name), place, options, world))
+            collectives = peers.meet(platform) if peers else platform.collectives(world)
+        loaded = load(checkpoint, platform, options, packs, progress, world, collectives)
         scheduling = config.scheduler(loaded.max_model_len)
         shape = Shape(scheduling.max_num_seqs, loaded.max_model_len, scheduling.max_num_batched_tokens)
         free = min(platform.memory().free, peers.free_bytes()) if peers else platform.memory().free
@@ -103,6 +117,9 @@ def start(config: EngineConfig, *, source: Source | None = None, progress: Progr
         if peers:
             peers.allocate(layout.blocks, scheduling.max_num_seqs)
         runner = Runner(loaded, blocks=layout.blocks, slots=scheduling.max_num_seqs, peers=peers)
+        wanted = platform.capabilities.warm_up if config.execution.warm_up is None else config.execution.warm_up
+        if wanted:
+            warm_up(runner, shape, progress)
         tokenizer: Tokenizer | None = None
         eos_ids: frozenset[int] = frozenset()
         defaults: Mapping[str, Any] = {}

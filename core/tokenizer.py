@@ -48,6 +48,15 @@ class Tokenizer:
         """Tokens known, added ones included; a model's logits may be padded beyond."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    def to_json(self) -> str:
+        """The text of a tokenizer.json."""
+        return self._tokenizer.to_str()
+
+    def added_id(self, text: str) -> int | None:
+        """The token that was added for exactly this text, special or not."""
+        token = self._tokenizer.token_to_id(text)
+        return token if token in self._tokenizer.get_added_tokens_decoder() else None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Raises `RequestError` for text that is no Unicode (lone surrogates)."""
         try:

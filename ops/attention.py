@@ -215,6 +215,9 @@ class QkvRopeWrite(Spec):
         self.write.reference(self.key.reference(k, batch).astype(DTYPES[self.dtype]), v, cell, batch)
         return self.query.reference(q, batch)
 
+    def magnitude(self, q: Any, k: Any, v: Any, cell: Any, batch: Any) -> Any:
+        return self.query.magnitude(q, batch)
+
 
 def _qkv_rope_write(ops: Any, op: QkvRopeWrite, q: Any, k: Any, v: Any, cell: Any, batch: Any) -> Any:
     ops.write_kv(op.write, ops.rope(op.key, k, batch), v, cell, batch)

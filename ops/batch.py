@@ -62,6 +62,8 @@ class BatchShape:
     longest_query: int
     edits: int = 0
     """Logit edits (penalties, biases) of all samples."""
+    mask_words: int = 0
+    """Words of each sample's mask; 0: no sample has one."""
     logprobs: int = -1
     """Best log-probabilities told per sample; 0: only the sampled token's; -1: none."""
 
@@ -94,6 +96,7 @@ def unpack(shape: BatchShape, integers: Any, floats: Any) -> tuple[Batch, Sampli
     return batch, Sampling(
         top_k=take(), seed_low=take(), seed_high=take(), index=take(), position=take(),
         edit_sample=take(), edit_token=take(), edit_seen=take(), edit_count=take(),
+        mask=take().reshape(shape.samples, shape.mask_words),
         temperature=real(), top_p=real(), min_p=real(),
         repetition=real(), presence=real(), frequency=real(), edit_bias=real(),
     )
@@ -102,7 +105,7 @@ def unpack(shape: BatchShape, integers: Any, floats: Any) -> tuple[Batch, Sampli
 def _integers(shape: BatchShape) -> list[int]:
     t, r, s, e = shape.tokens, shape.rows, shape.samples, shape.edits
     groups = [count for width in shape.blocks for count in (r * width, t)]
-    return [t, t, t, t, r + 1, r, r, r, r, s, s, *groups, s, s, s, s, s, e, e, e, e]
+    return [t, t, t, t, r + 1, r, r, r, r, s, s, *groups, s, s, s, s, s, e, e, e, e, s * shape.mask_words]
 
 
 def _floats(shape: BatchShape) -> list[int]:

@@ -1,4 +1,4 @@
-"""sample: from logits to tokens. Penalties, bias, temperature, top-k, top-p, min-p, then the Gumbel maximum."""
+"""sample: from logits to tokens. Penalties, bias, mask, temperature, top-k, top-p, min-p, then the Gumbel maximum."""
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Sampling(NamedTuple):
-    """How each of the step's samples is drawn. [samples] each; the edit arrays are [edits]."""
+    """How each of the step's samples is drawn. [samples] each; the edit arrays are [edits], the mask is [samples, words]."""
 
     top_k: Any
     """Tokens kept; 0 or less: all."""
@@ -31,6 +31,8 @@ class Sampling(NamedTuple):
     """1 where the token stands in the prompt or the output: the repetition penalty applies."""
     edit_count: Any
     """How often it stands in the output: presence and frequency penalties apply."""
+    mask: Any
+    """Bit t % 32 of word t // 32 says whether token t may be drawn; no words: every token may. Each sample keeps at least one."""
     temperature: Any
     """0: greedy."""
     top_p: Any
@@ -80,10 +82,14 @@ class Sample(Spec):
 
 
 def edited(logits: Array, sampling: Sampling) -> Array:
-    """[samples, vocab]: penalties (Keskar et al. 2019 for repetition), then biases, on the pairs that the edits name.
+    """[samples, vocab]: penalties (Keskar et al. 2019 for repetition), then biases, on the pairs that the edits name; then the mask.
 
     Each edited logit is computed in float64 and rounded to float32 once: whether two of them tie is part of the definition.
     """
+    return masked(_edited(logits, sampling), np.asarray(sampling.mask))
+
+
+def _edited(logits: Array, sampling: Sampling) -> Array:
     seen, count, bias = np.asarray(sampling.edit_seen) > 0, np.asarray(sampling.edit_count), wide(sampling.edit_bias)
     real = seen | (count > 0) | (bias != 0)
     if not real.any():
@@ -96,6 +102,22 @@ def edited(logits: Array, sampling: Sampling) -> Array:
     changed = logits.copy()
     changed[rows, tokens] = (np.where(old > 0, old / factor, old * factor) - penalty + bias[real]).astype(np.float32)
     return changed
+
+
+def masked(logits: Array, mask: Array) -> Array:
+    """[samples, vocab] with -inf for each token whose bit in mask [samples, words] is 0."""
+    limited = np.flatnonzero((mask != -1).any(axis=-1))
+    if not len(limited):
+        return logits
+    bits = np.unpackbits(np.ascontiguousarray(mask[limited], "<i4").view(np.uint8), axis=-1, count=logits.shape[-1], bitorder="little")
+    changed = logits.copy()
+    changed[limited] = np.where(bits, changed[limited], -np.inf)
+    return changed
+
+
+def mask_words(vocab: int) -> int:
+    """int32 words that hold a bit for each token."""
+    return -(-vocab // 32)
 
 
 def draw(logits: Array, sampling: Sampling) -> Array:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -13,7 +13,7 @@ from ..errors import ConfigError, PlatformUnavailable
 from ..ops import BatchShape, Kernel, Packed, Spec, StateGroup
 
 CONTRACT = (1, 2)
-"""major: refuses to load on a mismatch. minor: optional members were added."""
+"""major: refuses to load on a mismatch. minor: optional members were added, or fields that kernels must look at (1.2: `Sampling.mask`)."""
 
 HostArrays = Mapping[str, np.ndarray[Any, Any]]
 """Canonical blocks: for each array of a group `[layers, kv_heads, tokens, dim]`."""
@@ -46,7 +46,7 @@ class Buckets:
             blocks=tuple(_next(self.blocks, width) for width in shape.blocks),
             longest_query=1 if shape.longest_query == 1 else _next(self.tokens, shape.longest_query),
             edits=_next(self.edits, shape.edits),
-            logprobs=shape.logprobs,
+            mask_words=shape.mask_words, logprobs=shape.logprobs,
         )
 
 
@@ -71,6 +71,8 @@ class Capabilities:
     devices: tuple[str, ...] = ("cpu",)
     grade: str = "device"
     """What a run here proves: device, or interpreted."""
+    warm_up: bool = False
+    """Whether a shape takes so long to compile that likely ones are compiled before the first request."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,19 @@ class World:
 
     meeting: a folder that is empty at first, private, and the same for all: where the processes find each other.
     timeout_seconds: how long one waits for another before that is an error.
+    one_process: all devices are this process's; `rank` is 0, and there is nobody to meet.
     """
 
     rank: int = 0
     size: int = 1
     meeting: Path = Path()
     timeout_seconds: float = 600.0
+    one_process: bool = False
+
+    @property
+    def ranks(self) -> range:
+        """Those whose devices this process holds."""
+        return range(self.size) if self.one_process else range(self.rank, self.rank + 1)
 
 
 class Collectives(Protocol):
@@ -131,6 +140,37 @@ class Collectives(Protocol):
         """After the last step."""
 
 
+@dataclass(frozen=True)
+class KernelCode:
+    """One kernel as it was compiled for a chip, in one configuration. Registers and spills are those of one thread."""
+
+    kernel: str
+    target: str
+    arguments: str
+    """Types of its arguments and values of its constants, tile sizes among them."""
+    options: str
+    """Warps, stages, and what else its compiler was told."""
+    registers: int = 0
+    shared_bytes: int = 0
+    """On-chip memory that one program takes."""
+    spilled_bytes: int = 0
+    reason: str = ""
+    """Why it cannot serve there, in words for a person: the compiler's own, a tile over the chip's budget, a spill. Empty: it can."""
+
+
+class Compiler(Protocol):
+    """A platform's compiler aimed at a chip that need not be there."""
+
+    platform: Platform
+    """Takes and gives arrays that have a shape and no numbers. What a step would start is compiled; nothing is started, and what is
+    fetched is zeros."""
+    kernels: Sequence[Kernel]
+    """Those of the platform's kernels whose code is compiled here. The others start what a library brings, which proves nothing."""
+
+    def made(self) -> Sequence[KernelCode]:
+        """What the platform would have started since the last call, in order; each combination is compiled once."""
+
+
 Step = Callable[[Any, Any, Any, Any], Any]
 """step(weights, state, batch, sampling) -> arrays. Traceable: nothing in it reads the host."""
 
@@ -140,12 +180,14 @@ class Options:
     """What stands after the colon of a platform's name: `cuda:1` -> device 1, `cuda:interpreted` -> mode interpreted.
 
     rank: which process of a model on several devices this is; it takes the device so many places behind the one that is named.
+    cache: a folder where compiled programs may be kept for the next start; None: nowhere.
     """
 
     text: str = ""
     threads: int | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     rank: int = 0
+    cache: Path | None = None
 
 
 class Platform(ABC):
@@ -157,6 +199,11 @@ class Platform(ABC):
     """`auto` takes the highest that is usable; `cpu` is 0; below 0: only when it is asked for."""
     parallel: ClassVar[str] = ""
     """What several devices exchange arrays with, and where that was run; empty: there is no `collectives`."""
+    one_process: ClassVar[bool] = False
+    """Whether one process holds all devices of a model. After `collectives` every array is then as many parts as there are devices:
+    steps see a device's own, `join` makes one, `allocate` is told a part's sizes, and blocks hold all heads of device 0, then of 1, ..."""
+    targets: ClassVar[tuple[str, ...]] = ()
+    """Chips that code is compiled for without one at hand, by the names of their compiler; empty: there is no `compiler`."""
     capabilities: Capabilities
 
     def __init__(self, options: Options) -> None:
@@ -166,6 +213,14 @@ class Platform(ABC):
     @abstractmethod
     def probe(cls, options: Options) -> Availability:
         """Cheap; imports no framework."""
+
+    @classmethod
+    def compiler(cls, target: str) -> Compiler:
+        """One of `targets`, on any machine, whatever `probe` says. Optional.
+
+        Raises `ConfigError` for a target that is none of them, `PlatformUnavailable` where the compiler is not installed.
+        """
+        raise ConfigError(f"platform {cls.name!r} compiles for no chip that is not there; asked for {target!r}")
 
     @abstractmethod
     def kernels(self) -> Sequence[Kernel]:
@@ -222,6 +277,11 @@ class Platform(ABC):
     def collectives(self, world: World) -> Collectives:
         """Meet the other devices of a model; waits for them. Optional: `parallel` says whether it is there."""
         raise PlatformUnavailable(f"platform {self.name!r} computes a model on one device. Leave tensor_parallel out.")
+
+    def join(self, parts: Iterable[Any]) -> Any:
+        """One weight from the handles of each device, in the order of ranks, taken one at a time. For `one_process`."""
+        [part] = parts
+        return part
 
     def close(self) -> None:
         """Release threads and device memory. Optional."""

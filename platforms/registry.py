@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from stevedore.driver import DriverManager
@@ -64,27 +65,31 @@ class FoundPack:
         return _checked_pack(entry.load(), entry, platform)
 
 
-def named(text: str, *, threads: int | None = None) -> Platform:
+def named(text: str, *, threads: int | None = None, cache: Path | None = None) -> Platform:
     """The platform that `text` names, ready for use: "cpu", "cuda:1", "cuda:interpreted" or "auto".
 
     Raises PlatformNotFound, PlatformUnavailable or PlatformLoadError, each with the reason and the remedy.
     """
-    return find(text, threads=threads).open()
+    return find(text, threads=threads, cache=cache).open()
 
 
-def find(text: str, *, threads: int | None = None) -> Found:
-    """What `named` opens."""
+def find(text: str, *, threads: int | None = None, cache: Path | None = None) -> Found:
+    """What `named` opens. cache: a folder for compiled programs; each platform has one of its own there."""
     name, _, rest = text.strip().partition(":")
     options = _options(text, rest, threads)
     if name == AUTO:
         if rest:
             raise ConfigError(f"platform {text!r}: {AUTO!r} takes no options, found {rest!r}. Name the platform they are for.")
-        return _first_usable(options)
+        return _first_usable(options, cache)
     platform = _load(name)
     availability = _probe(platform, options)
     if not availability.usable:
         raise PlatformUnavailable(f"platform {name!r} cannot run here: {_said(availability)}")
-    return Found(platform, options)
+    return _found(platform, options, cache)
+
+
+def _found(platform: type[Platform], options: Options, cache: Path | None) -> Found:
+    return Found(platform, replace(options, cache=cache and cache / platform.name))
 
 
 def names() -> list[str]:
@@ -198,13 +203,13 @@ def _open(platform: type[Platform], options: Options) -> Platform:
                                 "Report it to whoever made the plugin.") from error
 
 
-def _first_usable(options: Options) -> Found:
+def _first_usable(options: Options, cache: Path | None) -> Found:
     passed_over = []
     for one in listing():
         if one.preference is not None and one.preference < 0:
             continue
         if one.usable:
-            return Found(_load(one.name), options)
+            return _found(_load(one.name), options, cache)
         passed_over.append(f"\n  {one.name}: {_said(one)}")
     raise PlatformUnavailable(f"no platform can run here, asked for 'auto':{''.join(passed_over) or ' none is installed'}")
 

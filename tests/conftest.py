@@ -68,6 +68,14 @@ def small_models() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def serving() -> ModuleType:
+    """tests/serving.py: the server in this process and in one of its own, and clients for both."""
+    pytest.importorskip("openai")
+    pytest.importorskip("starlette")
+    return _sibling("serving")
+
+
+@pytest.fixture(scope="session")
 def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """tests/devices.py, installed as a package's platform: worker processes import it, too."""
     pytest.importorskip("torch")

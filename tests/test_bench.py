@@ -37,7 +37,9 @@ def cost_of(shape: str, dtype: str = "bfloat16", quantization: str | None = None
 
 # Shapes
 
-@pytest.mark.parametrize(("shape", "millions"), [("llama-1b", 1235.8), ("qwen2.5-0.5b", 494.0)])
+@pytest.mark.parametrize(("shape", "millions"), [
+    ("llama-1b", 1235.8), ("llama-8b", 8030.3), ("qwen2.5-0.5b", 494.0), ("qwen3-0.6b", 596.05),
+])
 def test_a_shape_has_as_many_parameters_as_the_model_it_names(shape: str, millions: float) -> None:
     assert RandomWeights.named(shape).parameters / 1e6 == pytest.approx(millions, abs=0.05)
 
@@ -70,7 +72,26 @@ def test_norms_leave_activations_at_their_size() -> None:
 def test_named_work_is_the_published_one() -> None:
     assert {name: (w.prompt_tokens, w.output_tokens, w.requests) for name, w in WORKS.items()} == {
         "decode1": (16, 64, 1), "prefill1k": (1024, 1, 1), "batch16": (128, 64, 16), "batch48": (128, 64, 48),
+        "nano-vllm": (1024, 1024, 256),
     }
+
+
+def test_the_lengths_of_nano_vllm_are_those_of_its_benchmark() -> None:
+    work = WORKS["nano-vllm"]
+    assert (sum(work.prompt_lengths), sum(work.output_lengths), work.counted_tokens) == (142_827, 133_966, 133_966)
+    assert [len(ids) for ids in work.prompts(50, np.random.default_rng(0))] == list(work.prompt_lengths)
+    assert [one.max_tokens for one in work.params()] == list(work.output_lengths)
+    assert {one.max_tokens for one in work.params(4)} == {4}
+
+
+def test_a_spread_work_is_bounded_by_the_requests_that_still_run() -> None:
+    """On a machine where a step's time is that of its tokens: each token of prompts and answers is computed once, but for the last."""
+    needs, limits = Cost("bfloat16", 1, 1, {"bfloat16": 10}, {"bfloat16": 0}), Limits("test", 1e15, {"bfloat16": 1e3})
+    work = Work("spread", 40, 30, 5, least_tokens=3)
+    found = bound(work, needs, limits)
+    computed = sum(work.prompt_lengths) + sum(work.output_lengths) - work.requests
+    assert found is not None
+    assert found.tokens_per_second == pytest.approx(sum(work.output_lengths) / (computed * 10 / 1e3))
 
 
 def test_work_can_be_spelled_in_numbers() -> None:
@@ -79,7 +100,7 @@ def test_work_can_be_spelled_in_numbers() -> None:
 
 @pytest.mark.parametrize("text", ["decode", "", "8:4", "8:0:2", "8:4:-2", "8:4:2:1", "a:b:c"])
 def test_unknown_work_is_refused_with_what_is_known(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"decode1, prefill1k.*PROMPT:OUTPUT:REQUESTS"):
+    with pytest.raises(ConfigError, match=r"decode1.*prefill1k.*PROMPT:OUTPUT:REQUESTS"):
         parse_works(text)
 
 

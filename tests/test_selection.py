@@ -109,6 +109,8 @@ def test_cases_of_a_family_meet_in_every_three_values_that_go_together(family: F
 def test_every_case_is_found_by_its_address() -> None:
     for case in (*list(all_cases())[::97], *speed_cases()):
         assert find(case.id) == case
+    for family in FAMILIES.values():
+        assert all(Address.parse(f"{family.name}:{name}={value}") for name, axis in family.axes.items() for value in axis)
     assert len({case.id for case in all_cases()}) == len(all_cases()) >= 12_000
 
 

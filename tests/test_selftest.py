@@ -9,9 +9,11 @@ import pytest
 from inferplane.conformance import selftest as tested
 from inferplane.conformance.case import GOOD
 from inferplane.conformance.cases import FAMILIES, quick_cases
-from inferplane.conformance.mutants import BUGS, LEGAL, MutantPlatform, Variant
+from inferplane.conformance.mutants import BUGS, LEGAL, SOURCE_BUGS, MutantPlatform, Variant
+from inferplane.conformance.mutants.source import ROOT, killers
 from inferplane.conformance.rig import Rig
-from inferplane.errors import ConfigError
+from inferplane.errors import ConfigError, PlatformUnavailable
+from inferplane.platforms import registry
 from rich.console import Console
 
 OPS = sorted({variant.op for variant in BUGS})
@@ -107,3 +109,56 @@ def test_the_platform_of_a_variant_is_the_reference_but_for_its_kernels() -> Non
     ours = {kernel.op: kernel.name for kernel in bug.make().kernels()}
     assert {op for op, name in ours.items() if name.startswith("planted.")} == {"rope"}
     assert set(ours) == {kernel.op for kernel in plain.kernels()}
+
+
+# Bugs in sources. That they die is for tests/test_source_bugs.py, which needs torch and triton.
+
+def test_there_are_enough_bugs_in_triton_sources_and_each_file_of_device_code_has_some() -> None:
+    assert len(SOURCE_BUGS) >= 100
+    assert max(Counter(bug.name for bug in (*SOURCE_BUGS, *BUGS)).values()) == 1
+    planted_in = {ROOT / bug.file for bug in SOURCE_BUGS}
+    assert [path.name for path in (ROOT / "platforms/families/triton").glob("*_kernel.py") if path not in planted_in] == []
+
+
+@pytest.mark.parametrize("bug", SOURCE_BUGS, ids=lambda bug: bug.name)
+def test_a_bug_changes_one_place_of_its_file(bug: object) -> None:
+    assert bug.text() != (ROOT / bug.file).read_text()
+
+
+def test_killers_are_cases_of_the_quick_list_that_concern_their_bug() -> None:
+    listed = {case.id for case in quick_cases()}
+    variants = {bug.name: bug.variant() for bug in SOURCE_BUGS}
+    assert [name for name in killers() if name not in variants] == []
+    assert [(name, case) for name, case in killers().items() if case not in listed] == []
+    assert [(name, case) for name, case in killers().items() if not case.startswith(variants[name].families)] == []
+
+
+@pytest.fixture
+def no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = registry.find
+
+    def find(text: str) -> object:
+        if text.endswith(":interpreted"):
+            raise PlatformUnavailable("Python lacks torch and triton. pip install torch triton")
+        return right(text)
+
+    monkeypatch.setattr(registry, "find", find)
+
+
+@pytest.mark.usefixtures("no_triton")
+def test_bugs_of_a_platform_that_cannot_run_here_are_said_to_be_left_out() -> None:
+    report = tested.selftest(True, ["add_rms_norm."])
+    [left_out] = report.left_out
+    assert left_out.platform == "cuda:interpreted" and left_out.bugs == 2 and "pip install torch triton" in left_out.reason
+    assert report.bugs and all("triton" not in found.name for found in report.bugs)
+    written = io.StringIO()
+    tested.show(report, Console(file=written, width=260))
+    assert "left out: 2 planted bugs in kernels of cuda:interpreted. Python lacks torch and triton" in written.getvalue()
+
+
+@pytest.mark.usefixtures("no_triton")
+def test_nothing_but_bugs_that_cannot_be_tried_is_refused_with_the_reason() -> None:
+    with pytest.raises(PlatformUnavailable, match="Python lacks torch and triton"):
+        tested.selftest(True, platform="cuda:interpreted")
+    with pytest.raises(PlatformUnavailable, match="no planted bug is one of platform 'abacus'"):
+        tested.selftest(True, platform="abacus")

@@ -1,7 +1,9 @@
 """The families of cases, one file per kind, in the order of their levels."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
+from itertools import combinations
 
 from ...errors import ConfigError, suggest
 from ..address import Address
@@ -70,6 +72,21 @@ def spread(family: Family) -> list[Case]:
 def quick_cases() -> tuple[Case, ...]:
     """A fixed sample of each family, chosen by seed: a new case displaces at most one other."""
     return tuple(case for family in PROVING for case in spread(family)[: QUICK_MORE.get(family.name, QUICK)])
+
+
+@cache
+def covering_cases(strength: int) -> tuple[Case, ...]:
+    """Of each family in the order of its seeds, what brings values of `strength` parameters together that had not met."""
+    return tuple(case for family in PROVING for case in _meeting(family, strength))
+
+
+def _meeting(family: Family, strength: int) -> Iterator[Case]:
+    met: set[tuple[tuple[str, str], ...]] = set()
+    for case in spread(family):
+        together = set(combinations(case.address.params, min(strength, len(family.axes))))
+        if not together <= met:
+            met |= together
+            yield case
 
 
 def find(address: str) -> Case:

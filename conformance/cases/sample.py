@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...ops import BatchShape, Dim, Sample, empty
+from ...ops.sample import mask_words
 from ..case import Family, Params
 from ..problem import Given, Problem
 from .make import judged
@@ -42,11 +43,26 @@ def _edited_tokens(random: np.random.Generator, logits: np.ndarray, count: int) 
     return tokens
 
 
+def _mask(said: str, random: np.random.Generator, logits: np.ndarray) -> np.ndarray:
+    """[samples, words]: what each sample may draw; bits past the vocabulary are set, too."""
+    samples, vocab = logits.shape
+    allowed = np.ones((samples, 32 * mask_words(vocab)), bool)
+    if said == "one":
+        allowed[:, :vocab] = np.arange(vocab) == random.integers(0, vocab, (samples, 1))
+    else:
+        allowed[:, :vocab] = random.random((samples, vocab)) < 0.5
+        allowed[np.arange(samples), logits.argmin(axis=-1)] = True
+        allowed[np.arange(samples), logits.argmax(axis=-1)] = vocab == 1
+    if said == "some-rows":
+        allowed[::2] = True
+    return np.packbits(allowed, axis=-1, bitorder="little").view("<i4")
+
+
 def _build(params: Params, random: np.random.Generator) -> Problem:
     samples, vocab = params.int("samples"), params.int("vocab")
     edits = 0 if params["edits"] == "none" else samples * min(6, vocab)
-    count = min(params.int("logprobs"), vocab)
-    packed, batch, sampling = empty(BatchShape(samples, samples, samples, (1,), 1, edits=edits, logprobs=count))
+    count, words = min(params.int("logprobs"), vocab), 0 if params.values.get("mask", "none") == "none" else mask_words(vocab)
+    packed, batch, sampling = empty(BatchShape(samples, samples, samples, (1,), 1, edits=edits, mask_words=words, logprobs=count))
     batch.sample[:], batch.sample_slot[:] = np.arange(samples), 1 + random.permutation(samples + 3)[:samples]
     if samples > 2:
         batch.sample_slot[random.integers(samples)] = 0
@@ -72,6 +88,8 @@ def _build(params: Params, random: np.random.Generator) -> Problem:
             sampling.edit_bias[:] = np.where(random.random(edits) < 0.2, -np.inf, random.normal(0, 4, edits))
             firsts = np.arange(0, edits, per)
             sampling.edit_bias[firsts] = 1.5
+    if words:
+        sampling.mask[:] = _mask(params["mask"], random, logits)
     last = random.integers(0, vocab, samples + 4).astype(np.int32)
     return Problem(Sample(vocab=Dim(vocab, "vocab")), (logits, Given.SAMPLING, Given.BATCH, Given.STATE), packed=packed, last_token=last)
 
@@ -81,4 +99,8 @@ FAMILIES = [Family("sample.draw", 1, {
     "logits": ("normal", "ties", "flat", "peaked", "negative", "pairs"),
     "temperature": TEMPERATURES, "top_k": ("off", "0", "1", "2", "7", "beyond", "mixed"), "top_p": ("1", "0.9", "0.5", "0.001", "mixed"),
     "min_p": ("0", "0.05", "1", "mixed"), "edits": ("none", "penalties", "bias", "both"), "logprobs": ("-1", "0", "1", "5"),
-}, judged(_build))]
+}, judged(_build)), Family("sample.masked", 1, {
+    "vocab": ("1", "31", "32", "33", "1024", "32003"), "samples": ("1", "2", "5"), "logits": ("normal", "ties", "flat", "peaked"),
+    "temperature": ("0", "1", "mixed"), "top_k": ("off", "2", "beyond"), "top_p": ("1", "0.5"), "min_p": ("0", "0.05"),
+    "edits": ("none", "bias"), "logprobs": ("-1", "1"), "mask": ("half", "one", "some-rows"),
+}, judged(_build), lambda params: params["mask"] != "one" or params["edits"] == "none")]

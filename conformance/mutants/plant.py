@@ -31,7 +31,8 @@ class Variant:
 
     name: the op and the mistake, `attention.window_one_too_wide`. source: whose bug it was ("vLLM #3385"), or why it is legal.
     make: a fresh platform; what a kernel remembers from call to call is its own. patch: what is changed in the core meanwhile.
-    families: prefixes of the families of cases that concern it.
+    families: prefixes of the cases that concern it. platform: what `make` opens, which may be missing here. likely: the case to
+    try first.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Variant:
     make: Callable[[], Platform]
     families: tuple[str, ...]
     patch: Callable[[], AbstractContextManager[Any]] = nullcontext
+    platform: str = "reference"
+    likely: str = ""
 
 
 FAMILIES = {

@@ -245,6 +245,11 @@ CHOICES = [
     drawer("temperature_zero_draws", OURS, greedy=lambda sampling, row: False, temperature=lambda logits, t: logits / max(t, 1e-5)),
     drawer("one_greedy_row_makes_all_greedy", OURS, greedy=lambda sampling, row: bool((sampling.temperature == 0).any())),
     drawer("greedy_before_edits", OURS, edit=lambda logits, s: np.where((s.temperature == 0)[:, None], logits, edited(logits, s))),
+    drawer("mask_ignored", OURS, edit=lambda logits, s: edited(logits, s._replace(mask=s.mask[:, :0]))),
+    drawer("mask_of_the_first_row", OURS, edit=lambda logits, s: edited(logits, s._replace(mask=s.mask[np.zeros(len(s.mask), int)]))),
+    drawer("mask_bits_in_another_order", OURS, edit=lambda logits, s: edited(logits, s._replace(mask=s.mask.byteswap()))),
+    drawer("greedy_before_the_mask", OURS, edit=lambda logits, s: np.where(
+        (s.temperature == 0)[:, None], edited(logits, s._replace(mask=s.mask[:, :0])), edited(logits, s))),
     drawer("last_token_of_the_vocabulary_never", OURS, pick=lambda scores: np.argmax(scores[: max(1, len(scores) - 1)])),
     drawer("logprobs_of_the_edited", OURS, told=lambda logits, changed: changed),
     drawer("last_token_not_kept", OURS, store=lambda state, batch, tokens: None),

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -27,6 +29,9 @@ class SourceBug:
     file: str
     old: str
     new: str
+    families: tuple[str, ...] = ()
+    """Prefixes of the cases that concern it; without any, those of its op."""
+    platform: str = "cuda:interpreted"
 
     @property
     def op(self) -> str:
@@ -43,17 +48,27 @@ class SourceBug:
             raise ValueError(f"{self.name}: {self.old!r} stands {right.count(self.old)} times in {self.file}, and must once")
         return right.replace(self.old, self.new)
 
-    def variant(self, platform: str) -> Variant:
-        """For the self-test, on a platform by its name (`cuda:interpreted`)."""
-        return Variant(self.name, self.op, self.source, lambda: registry.named(platform), FAMILIES[self.op], lambda: planted(self))
+    def variant(self) -> Variant:
+        """For the self-test."""
+        return Variant(self.name, self.op, self.source, lambda: registry.named(self.platform), self.families or FAMILIES[self.op],
+                       lambda: planted(self), self.platform, killers().get(self.name, ""))
+
+
+@cache
+def killers() -> Mapping[str, str]:
+    """Bug -> the case that killed it when `killers.toml` was written."""
+    found: Mapping[str, str] = tomllib.loads(Path(__file__).with_name("killers.toml").read_text(encoding="utf-8"))
+    return found
 
 
 @contextmanager
 def planted(bug: SourceBug) -> Iterator[None]:
-    """Whoever imported a function of the file, in its folder, has the wrong one meanwhile."""
-    right = import_module(bug.module)
+    """Whoever imports a function of the file, in its folder, has the wrong one meanwhile."""
+    right, folder_of = import_module(bug.module), bug.module.rpartition(".")[0]
+    # All of the folder now: what is imported first while the bug is there would keep it.
+    for path in (ROOT / bug.file).parent.glob("[!_]*.py"):
+        import_module(f"{folder_of}.{path.stem}")
     own = {name: held for name, held in vars(right).items() if getattr(held, "__module__", None) == right.__name__}
-    folder_of = right.__name__.rpartition(".")[0]
     with TemporaryDirectory() as folder, ExitStack() as patches:
         path = Path(folder, Path(bug.file).name)
         path.write_text(bug.text(), encoding="utf-8")

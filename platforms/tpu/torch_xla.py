@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..families.torch.launch import Launcher
 
-WORD = "torch_xla"
+TORCH_XLA = "torch_xla"
 BUCKETS = Buckets(
     tokens=(8, 16, 32, 64, 128, 256, 512, 1024, 2048),
     rows=(8, 16, 32, 64, 128, 256),
@@ -51,8 +51,8 @@ class TorchXla(TorchPlatform):
         return Availability(True, "torch_xla is installed; it computes on what PJRT_DEVICE says (TPU, CPU)")
 
     def find_device(self, options: Options) -> torch.device:
-        if options.extra or options.text != WORD:
-            raise ConfigError(f"platform tpu:{WORD} takes no further options; found {options}")
+        if options.extra or options.text != TORCH_XLA:
+            raise ConfigError(f"platform tpu:{TORCH_XLA} takes no further options; found {options}")
         import torch_xla
 
         return torch_xla.device()

@@ -176,7 +176,7 @@ struct TileSlice {
 
 template <class Isa> void multiply_amx_panels(const LinearJob& job, int64_t first, int64_t last) {
     Tiles tiles;
-    each_slice<Isa, bf16>(job, first, last, tile_slice_rows, TileSlice{job, tiles});
+    each_slice<Single<Isa, float>, bf16>(job, first, last, tile_slice_rows, TileSlice{job, tiles});
 }
 
 // Four independent sums: as many as the latency of a product needs.

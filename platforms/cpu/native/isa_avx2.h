@@ -71,6 +71,8 @@ struct Avx2 {
 
     static INFERPLANE_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
+    static INFERPLANE_INLINE void prefetch_to_write(const void* address) { __builtin_prefetch(address, 1, 3); }
+
     // Through memory: the loads of a column are cheap beside the float arithmetic of this path.
     static INFERPLANE_INLINE void transpose(Words<Avx2>* rows) {
         alignas(64) uint32_t flat[lanes][lanes], turned[lanes][lanes];

@@ -61,6 +61,8 @@ struct Neon {
 
     static INFERPLANE_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
+    static INFERPLANE_INLINE void prefetch_to_write(const void* address) { __builtin_prefetch(address, 1, 3); }
+
     // out[i] lane j = in[j] lane i: sixteen squares of four by four, each in registers.
     static INFERPLANE_INLINE void transpose(Words<Neon>* rows) {
         for (int i = 0; i < parts; ++i) {

@@ -76,6 +76,8 @@ struct Portable {
 
     static INFERPLANE_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
+    static INFERPLANE_INLINE void prefetch_to_write(const void* address) { __builtin_prefetch(address, 1, 3); }
+
     // out[i] lane j = in[j] lane i
     static INFERPLANE_INLINE void transpose(Words<Portable>* rows) {
         uint32_t flat[lanes][lanes];

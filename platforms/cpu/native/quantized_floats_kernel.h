@@ -95,7 +95,7 @@ template <class P> struct FloatsSlice {
 template <class P, class T> void multiply_floats(const QuantizedJob& job, int64_t first, int64_t last) {
     static thread_local Scratch widened;
     auto* right = widened.get<typename P::Right>(piece_of_floats / P::k_per_step * panel_columns);
-    each_slice<typename P::Isa, T>(job, first, last, slice_rows, FloatsSlice<P>{job, right});
+    each_slice<P, T>(job, first, last, slice_rows, FloatsSlice<P>{job, right});
 }
 
 }  // namespace inferplane

@@ -12,7 +12,7 @@
 namespace inferplane {
 
 // The only group's weight scales, once per output.
-template <class Isa> void scale_sums(const QuantizedLayout& layout, const char* panel, int64_t rows, float* sums) {
+template <class Isa> INFERPLANE_INLINE void scale_sums(const QuantizedLayout& layout, const char* panel, int64_t rows, float* sums) {
     for (int j = 0; j < panel_columns / lanes; ++j) {
         const Floats<Isa> scale = scales_of_sums<Isa>(layout, panel, j);
         for (int64_t row = 0; row < rows; ++row) {
@@ -48,13 +48,14 @@ template <class D, class T> void codes_panel(const QuantizedJob& job, int64_t pa
         const int64_t in_group = step % group_steps;
         for (int64_t t = 0; t < tiles.count; ++t) {
             const RowsOfTile tile = tiles.at(t);
+            if (step + block == steps) expect_results<Isa>(job, panel, tile.first, tile.rows);
             const QuantizedTile work{&layout, scaled, codes, in_group, group_steps, header_bytes, block, job.piece_steps, left + tile.first * block_bytes,
                                      pieces + tile.first * block_pieces, sums + tile.first * panel_columns, step > 0};
             if (layout.bits == 8) codes_rows<D, 8>(int(tile.rows), work, ahead);
             else codes_rows<D, 4>(int(tile.rows), work, ahead);
             if (step + block < steps) continue;
             if (!scaled) scale_sums<Isa>(layout, stream, tile.rows, work.sums);
-            if (gates) store_sums<Isa, T>(job, panel, job.first_row + tile.first, tile.rows, gates + tile.first * panel_columns, work.sums);
+            if (gates) store_sums<D, T>(job, panel, job.first_row + tile.first, tile.rows, gates + tile.first * panel_columns, work.sums);
         }
     }
 }

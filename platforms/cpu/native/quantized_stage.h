@@ -9,6 +9,10 @@
 
 namespace inferplane {
 
+// Whether an Isa makes codes of two vectors at once.
+template <class Isa, class = void> constexpr bool narrows_codes = false;
+template <class Isa> constexpr bool narrows_codes<Isa, decltype(void(&Isa::narrow_codes))> = true;
+
 template <class Isa> INFERPLANE_INLINE void store_bytes(int8_t* to, Words<Isa> v) {
     typedef int8_t bytes __attribute__((vector_size(sizeof(typename Isa::u32) / 4)));
     for (int i = 0; i < Isa::parts; ++i) {
@@ -48,6 +52,38 @@ template <class Isa, class T> INFERPLANE_INLINE float largest_magnitude(const T*
     return maximum(as_floats(where_less(most, infinity, most, infinity)));
 }
 
+// As above; magnitudes of bfloat16 are ordered as their bits are, and need not be widened.
+template <class Isa> INFERPLANE_INLINE float largest_magnitude(const bf16* x, int64_t count) {
+    typedef uint16_t halves __attribute__((vector_size(sizeof(typename Isa::u32))));
+    const Words<Isa> magnitude = fill_words<Isa>(0x7fff7fff);
+    Words<Isa> words = fill_words<Isa>(0);
+    int64_t k = 0;
+    for (; k + 2 * lanes <= count; k += 2 * lanes) {
+        const Words<Isa> bits = load_words<Isa>(x + k) & magnitude;
+        for (int i = 0; i < Isa::parts; ++i) {
+            const halves a = halves(bits.part[i]), b = halves(words.part[i]);
+            words.part[i] = typename Isa::u32(a > b ? a : b);
+        }
+    }
+    const Words<Isa> even = shift_left(words, 16), odd = words & fill_words<Isa>(0xffff0000);
+    words = where_less(even, odd, odd, even);
+    for (; k < count; k += lanes) {
+        const Words<Isa> bits = as_words(load_upto<Isa>(x + k, count - k)) & fill_words<Isa>(0x7fffffff);
+        words = where_less(words, bits, bits, words);
+    }
+    const Words<Isa> infinity = fill_words<Isa>(0x7f800000);
+    return maximum(as_floats(where_less(words, infinity, words, infinity)));
+}
+
+// Codes of two vectors; the sum of both.
+template <class Isa> INFERPLANE_INLINE Words<Isa> stage_pair(Floats<Isa> low, Floats<Isa> high, int8_t* codes) {
+    if constexpr (narrows_codes<Isa>) return Isa::narrow_codes(low, high, codes);
+    const Words<Isa> first = to_integers(round_even(low)), second = to_integers(round_even(high));
+    store_bytes<Isa>(codes, first);
+    store_bytes<Isa>(codes + lanes, second);
+    return first + second;
+}
+
 template <class Isa> INFERPLANE_INLINE Words<Isa> stage_vector(Floats<Isa> x, float inverse, int8_t* codes) {
     const Words<Isa> made = to_integers(round_even(x * fill<Isa>(inverse)));
     store_bytes<Isa>(codes, made);
@@ -57,7 +93,11 @@ template <class Isa> INFERPLANE_INLINE Words<Isa> stage_vector(Floats<Isa> x, fl
 // Codes of `count` values, zeros behind them up to a vector; the sum of the codes.
 template <class Isa, class T> INFERPLANE_INLINE int32_t stage_piece(const T* x, int64_t count, float inverse, int8_t* codes) {
     Words<Isa> total = fill_words<Isa>(0);
+    const Floats<Isa> factor = fill<Isa>(inverse);
     int64_t k = 0;
+    for (; k + 2 * lanes <= count; k += 2 * lanes) {
+        total = total + stage_pair(load<Isa>(x + k) * factor, load<Isa>(x + k + lanes) * factor, codes + k);
+    }
     for (; k + lanes <= count; k += lanes) total = total + stage_vector(load<Isa>(x + k), inverse, codes + k);
     if (k < count) total = total + stage_vector(load_first<Isa>(x + k, count - k), inverse, codes + k);
     return sum(total);

@@ -37,6 +37,7 @@ struct ActivationJob {
     int64_t count;
     Activation kind;
     DType dtype;
+    bool rough = false;  // results of float32 will be rounded to 16 bits
 };
 
 struct ArithmeticJob {

@@ -121,24 +121,29 @@ template <class Isa, Activation kind, bool rough> INFERPLANE_INLINE Floats<Isa> 
     if constexpr (kind == Activation::tanh) return tanh(x);
 }
 
-template <class Isa, class T, Activation kind> void activation_range(const ActivationJob& job, int64_t first, int64_t last) {
+template <class Isa, class T, Activation kind, bool rough> void activation_range(const ActivationJob& job, int64_t first, int64_t last) {
     const T *gate = static_cast<const T*>(job.gate), *up = static_cast<const T*>(job.up);
     T* out = static_cast<T*>(job.out);
     for (int64_t i = first; i < last; i += lanes) {
-        Floats<Isa> v = activate<Isa, kind, sizeof(T) == 2>(load_upto<Isa>(gate + i, last - i));
+        Floats<Isa> v = activate<Isa, kind, rough>(load_upto<Isa>(gate + i, last - i));
         if (up) v = v * load_upto<Isa>(up + i, last - i);
         store_upto<Isa>(out + i, v, last - i);
     }
 }
 
-template <class Isa, class T> void activation_any(const ActivationJob& job, int64_t first, int64_t last) {
+template <class Isa, class T, bool rough> INFERPLANE_INLINE void activation_by_kind(const ActivationJob& job, int64_t first, int64_t last) {
     switch (job.kind) {
-        case Activation::silu: return activation_range<Isa, T, Activation::silu>(job, first, last);
-        case Activation::gelu: return activation_range<Isa, T, Activation::gelu>(job, first, last);
-        case Activation::gelu_tanh: return activation_range<Isa, T, Activation::gelu_tanh>(job, first, last);
-        case Activation::relu: return activation_range<Isa, T, Activation::relu>(job, first, last);
-        case Activation::tanh: return activation_range<Isa, T, Activation::tanh>(job, first, last);
+        case Activation::silu: return activation_range<Isa, T, Activation::silu, rough>(job, first, last);
+        case Activation::gelu: return activation_range<Isa, T, Activation::gelu, false>(job, first, last);
+        case Activation::gelu_tanh: return activation_range<Isa, T, Activation::gelu_tanh, rough>(job, first, last);
+        case Activation::relu: return activation_range<Isa, T, Activation::relu, false>(job, first, last);
+        case Activation::tanh: return activation_range<Isa, T, Activation::tanh, false>(job, first, last);
     }
+}
+
+template <class Isa, class T> void activation_any(const ActivationJob& job, int64_t first, int64_t last) {
+    if (sizeof(T) == 2 || job.rough) activation_by_kind<Isa, T, true>(job, first, last);
+    else activation_by_kind<Isa, T, false>(job, first, last);
 }
 
 template <class Isa, class T> void arithmetic_range(const ArithmeticJob& job, int64_t first, int64_t last) {

@@ -37,10 +37,9 @@ class Tiles(NamedTuple):
     """[tiles, tile]."""
 
 
-def cut(batch: Batch) -> Tiles:
-    """Every row's tokens in tiles; the shape alone bounds how many tiles there can be."""
+def cut(batch: Batch, tile: int) -> Tiles:
+    """Every row's tokens in tiles of so many; the shape alone bounds how many tiles there can be."""
     shape = batch.shape
-    tile = 1 if shape.longest_query == 1 else min(TILE_TOKENS, shape.tokens)
     count = min(shape.rows * -(-shape.longest_query // tile), (shape.tokens + shape.rows * (tile - 1)) // tile, shape.tokens)
     counts = batch.starts[1:] - batch.starts[:-1]
     needed = (counts + tile - 1) // tile
@@ -72,7 +71,7 @@ def attention(spec: Attention, q: jax.Array, cell: Any, batch: Batch, sinks: Seq
     out = jnp.zeros((q.shape[0], spec.heads.size, spec.value_dim), q.dtype)
     if not q.shape[0]:
         return out
-    tiles = cut(batch)
+    tiles = cut(batch, 1 if batch.shape.longest_query == 1 else min(TILE_TOKENS, batch.shape.tokens))
     made = _walk(spec, q.at[tiles.token].get(mode="clip"), tiles, cell, batch.groups[cell.group].table, sinks)
     return out.at[tiles.token].set(made.astype(q.dtype), mode="drop")
 

@@ -56,12 +56,13 @@ def moe(
         return y + weight[2 + place][flat[order]].astype(F32) if spec.bias else y
 
     gate, up = jnp.split(linear(x[order // spec.top_k], 0), 2, axis=-1)
-    answers = linear(_gated(spec, gate, up).astype(x.dtype), 1)
+    answers = linear(gated(spec, gate, up).astype(x.dtype), 1)
     made = jnp.zeros((order.size, spec.embed), F32).at[order].set(answers)
     return (made.reshape(*experts.shape, spec.embed) * weights[..., None]).sum(1).astype(x.dtype)
 
 
-def _gated(spec: Moe, gate: jax.Array, up: jax.Array) -> jax.Array:
+def gated(spec: Moe, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """What stands between the linears: [..., mlp] of each, in float32."""
     if spec.limit is None or spec.alpha is None:
         return FORMULAS[spec.activation](gate) * up
     gate, up = jnp.minimum(gate, spec.limit), jnp.clip(up, -spec.limit, spec.limit)

@@ -5,18 +5,21 @@ JAX is imported inside the methods: a subclass is loaded, and its `probe` asked,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ....ops import BatchShape, Kernel, Packed, StateGroup, unpack
-from ...contract import Buckets, HostArrays, Memory, Options, Pending, Platform, Step
+from ...contract import Buckets, HostArrays, Memory, Options, Pending, Platform, Step, World
 
 if TYPE_CHECKING:
     import jax
 
-    from .state import JaxState
+    from .collectives import MeshCollectives
+    from .state import Blocks, JaxState
 
 BUCKETS = Buckets(
     tokens=(1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
@@ -28,20 +31,41 @@ BUCKETS = Buckets(
 
 
 class JaxPlatform(Platform):
-    """Arrays on one JAX device. JAX runs what is submitted in order and without waiting; the state is donated to each step.
+    """Arrays on one JAX device, or on several of a mesh. What is submitted runs in order and is not waited for; steps donate the state.
 
     To subclass: `find_device`, `probe`, `capabilities` (with `buckets`); then `kernels` that go before these.
     """
 
+    one_process = True
     device: jax.Device
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.device = self.find_device(options)
+        self.options, self.device = options, self.find_device(options)
+        if options.cache is not None:
+            _keep_programs(options.cache)
+        self._use([self.device])
+
+    def _use(self, devices: Sequence[jax.Device]) -> None:
+        from .devices import Devices
+        from .state import Blocks
+
+        self.devices = Devices(devices)
+        self.blocks: Blocks = Blocks(self.devices)
 
     @abstractmethod
     def find_device(self, options: Options) -> jax.Device:
-        """The device that the options mean; raises `ConfigError` for options that mean nothing here."""
+        """The device that the options mean, `options.rank` further on; raises `ConfigError` for options that mean nothing here."""
+
+    def collectives(self, world: World) -> MeshCollectives:
+        """From here on `world.size` devices are one mesh."""
+        from .collectives import MeshCollectives
+
+        self._use([self.find_device(replace(self.options, rank=rank)) for rank in world.ranks])
+        return MeshCollectives()
+
+    def join(self, parts: Iterable[Any]) -> Any:
+        return self.devices.join(parts)
 
     def kernels(self) -> Sequence[Kernel]:
         from .kernels import kernels
@@ -51,7 +75,7 @@ class JaxPlatform(Platform):
     def put(self, host: np.ndarray[Any, Any]) -> jax.Array:
         import jax
 
-        return jax.device_put(np.array(host), self.device)
+        return jax.device_put(np.array(host), self.devices.whole)
 
     def fetch(self, array: jax.Array) -> np.ndarray[Any, Any]:
         return np.asarray(array)
@@ -59,16 +83,18 @@ class JaxPlatform(Platform):
     def allocate(self, groups: Sequence[StateGroup], blocks: Sequence[int], slots: int) -> JaxState:
         from .state import JaxState
 
-        return JaxState.zeros(self.device, groups, blocks, slots)
+        return JaxState.zeros(self.devices, groups, blocks, slots)
 
     def compile(self, step: Step, shape: BatchShape) -> Any:
         """(weights, state, integers, floats) -> (what the step returns, the state after it), jitted with the state donated."""
         import jax
 
+        from .devices import PARTS, WHOLE
+
         def whole(weights: Any, state: JaxState, integers: Any, floats: Any) -> tuple[Any, JaxState]:
             return step(weights, state, *unpack(shape, integers, floats)), state
 
-        return jax.jit(whole, donate_argnums=1)
+        return jax.jit(self.devices.each(whole, (PARTS, PARTS, WHOLE, WHOLE), (WHOLE, PARTS)), donate_argnums=1)
 
     def submit(self, compiled: Any, weights: Any, state: JaxState, packed: Packed) -> Pending:
         integers, floats = self.put(packed.integers), self.put(packed.floats)
@@ -77,29 +103,31 @@ class JaxPlatform(Platform):
         return _Fetching(made)
 
     def read_blocks(self, state: JaxState, group: int, blocks: Sequence[int]) -> HostArrays:
-        from .state import read
-
-        return read(state, group, blocks)
+        return self.blocks.read(state, group, blocks)
 
     def write_blocks(self, state: JaxState, group: int, blocks: Sequence[int], arrays: HostArrays) -> None:
-        from .state import write
-
-        write(state, group, blocks, arrays)
+        self.blocks.write(state, group, blocks, arrays)
 
     def copy_blocks(self, state: JaxState, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
-        from .state import copy
-
-        copy(state, group, sources, targets)
+        self.blocks.copy(state, group, sources, targets)
 
     def memory(self) -> Memory:
-        """The device's, or the host's where JAX computes on it."""
-        found = self.device.memory_stats()
-        if found and "bytes_limit" in found:
-            return Memory(total=found["bytes_limit"], free=found["bytes_limit"] - found["bytes_in_use"])
+        """Of the device with the least left, or the host's share where JAX computes on it."""
+        found = [device.memory_stats() for device in self.devices.devices]
+        if all(one and "bytes_limit" in one for one in found):
+            return min((Memory(one["bytes_limit"], one["bytes_limit"] - one["bytes_in_use"]) for one in found), key=lambda one: one.free)
         import psutil
 
         host = psutil.virtual_memory()
-        return Memory(total=host.total, free=host.available)
+        return Memory(total=host.total, free=host.available // self.devices.count)
+
+
+def _keep_programs(folder: Path) -> None:
+    """JAX's own cache on disk, which is the process's; one that is set already stays."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 class _Fetching:

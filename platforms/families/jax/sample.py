@@ -31,7 +31,18 @@ def sample(spec: Sample, logits: Array, sampling: Sampling, batch: Batch, state:
 
 
 def edited(logits: Array, sampling: Sampling) -> Array:
-    """[samples, vocab]: repetition, frequency and presence penalties, then biases, on the pairs that the edits name."""
+    """[samples, vocab]: repetition, frequency and presence penalties, then biases, on the pairs that the edits name; then the mask."""
+    changed = _edited(logits, sampling)
+    return masked(changed, sampling.mask) if sampling.mask.shape[1] else changed
+
+
+def masked(logits: Array, mask: Array) -> Array:
+    """[samples, vocab] with -inf for each token whose bit in mask [samples, words] is 0."""
+    ids = jnp.arange(logits.shape[1])
+    return jnp.where((mask[:, ids >> 5] >> (ids & 31) & 1) > 0, logits, -jnp.inf)
+
+
+def _edited(logits: Array, sampling: Sampling) -> Array:
     rows, tokens = sampling.edit_sample, sampling.edit_token
     if not rows.shape[0]:
         return logits

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from ....errors import CapacityError, SpecError
 from ....ops import DTYPES, BatchShape, StateGroup
+from .devices import AXIS, PARTS, WHOLE, Devices
 
 Arrays = dict[str, jax.Array]
 
@@ -39,8 +41,8 @@ class JaxState:
         self.last_token, self._cells = last_token, cells
 
     @classmethod
-    def zeros(cls, device: Any, groups: Sequence[StateGroup], blocks: Sequence[int], slots: int) -> JaxState:
-        """Raises `CapacityError` where the device's memory is too small."""
+    def zeros(cls, devices: Devices, groups: Sequence[StateGroup], blocks: Sequence[int], slots: int) -> JaxState:
+        """For each device its own, in the sizes that are given. Raises `CapacityError` where its memory is too small."""
         cells: dict[int, Cell] = {}
         for index, (group, count) in enumerate(zip(groups, blocks, strict=True)):
             count, tokens = (count, group.block_tokens) if group.kind == "paged" else (slots + 1, 1)
@@ -49,13 +51,13 @@ class JaxState:
                     raise SpecError(f"layer {layer} is in two state groups, {group.name!r} and another; a layer has one cell")
                 try:
                     cells[layer] = Cell(index, {
-                        name: jnp.zeros((count, one.heads, tokens, one.dim), DTYPES[one.dtype], device=device)
+                        name: _zeros(devices, (count, one.heads, tokens, one.dim), one.dtype)
                         for name, one in group.arrays.items()
                     })
                 except RuntimeError as error:
-                    told = f"{count} blocks of state group {group.name!r} do not fit on {device}; ask for fewer"
+                    told = f"{count} blocks of state group {group.name!r} do not fit on {devices.devices[0]}; ask for fewer"
                     raise CapacityError(f"{told}: {error}") from error
-        return cls(jnp.zeros(slots + 1, jnp.int32, device=device), cells)
+        return cls(_zeros(devices, (slots + 1,), "int32"), cells)
 
     def __getitem__(self, layer: int) -> Cell:
         return self._cells[layer]
@@ -83,37 +85,43 @@ class JaxState:
         return cls(last_token, {layer: Cell(group, one) for (layer, group), one in zip(places, arrays, strict=True)})
 
 
-def read(state: JaxState, group: int, blocks: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
-    """Canonical: for each array [layers, heads, tokens, dim]."""
-    found = jax.device_get(_read(state.group(group), _padded(blocks)))
-    return {name: np.stack([_canonical(layer[name][: len(blocks)]) for layer in found]) for name in found[0]}
+def _zeros(devices: Devices, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    return jnp.zeros((shape[0] * devices.count, *shape[1:]), DTYPES[dtype], device=devices.parts)
 
 
-def write(state: JaxState, group: int, blocks: Sequence[int], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    layers, ids = state.group(group), _padded(blocks)
-    values = [{name: _paged(arrays[name][i], len(blocks), len(ids)) for name in layer} for i, layer in enumerate(layers)]
-    state.replace_group(group, _write(layers, ids, values))
+class Blocks:
+    """Whole blocks in and out of states, as programs that are compiled once. In canonical form a device's heads follow the last one's."""
+
+    def __init__(self, devices: Devices) -> None:
+        values = P(None, AXIS)
+        self._read = jax.jit(devices.each(_read, (PARTS, WHOLE), values))
+        self._write = jax.jit(devices.each(_write, (PARTS, WHOLE, values), PARTS), donate_argnums=0)
+        self._copy = jax.jit(devices.each(_copy, (PARTS, WHOLE, WHOLE), PARTS), donate_argnums=0)
+
+    def read(self, state: JaxState, group: int, blocks: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
+        """Canonical: for each array [layers, heads, tokens, dim]."""
+        found = jax.device_get(self._read(state.group(group), _padded(blocks)))
+        return {name: np.stack([_canonical(layer[name][: len(blocks)]) for layer in found]) for name in found[0]}
+
+    def write(self, state: JaxState, group: int, blocks: Sequence[int], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        layers, ids = state.group(group), _padded(blocks)
+        values = [{name: _paged(arrays[name][i], len(blocks), len(ids)) for name in layer} for i, layer in enumerate(layers)]
+        state.replace_group(group, self._write(layers, ids, values))
+
+    def copy(self, state: JaxState, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        state.replace_group(group, self._copy(state.group(group), _padded(sources), _padded(targets)))
 
 
-def copy(state: JaxState, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
-    state.replace_group(group, _copy(state.group(group), _padded(sources), _padded(targets)))
-
-
-@jax.jit
 def _read(layers: list[Arrays], ids: Any) -> list[Arrays]:
     return jax.tree.map(lambda array: array[ids], layers)
 
 
-def _write_blocks(layers: list[Arrays], ids: Any, values: list[Arrays]) -> list[Arrays]:
+def _write(layers: list[Arrays], ids: Any, values: list[Arrays]) -> list[Arrays]:
     return jax.tree.map(lambda array, value: array.at[ids].set(value), layers, values)
 
 
-def _copy_blocks(layers: list[Arrays], sources: Any, targets: Any) -> list[Arrays]:
+def _copy(layers: list[Arrays], sources: Any, targets: Any) -> list[Arrays]:
     return jax.tree.map(lambda array: array.at[targets].set(array[sources]), layers)
-
-
-_write = jax.jit(_write_blocks, donate_argnums=0)
-_copy = jax.jit(_copy_blocks, donate_argnums=0)
 
 
 def _padded(blocks: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:

@@ -28,7 +28,18 @@ def sample(spec: Sample, logits: Tensor, sampling: Sampling, batch: Batch, state
 
 
 def edited(logits: Tensor, sampling: Sampling) -> Tensor:
-    """[samples, vocab]: repetition, frequency and presence penalties, then biases, on the pairs that the edits name."""
+    """[samples, vocab]: repetition, frequency and presence penalties, then biases, on the pairs that the edits name; then the mask."""
+    changed = _edited(logits, sampling)
+    return masked(changed, sampling.mask) if sampling.mask.shape[1] else changed
+
+
+def masked(logits: Tensor, mask: Tensor) -> Tensor:
+    """[samples, vocab] with -inf for each token whose bit in mask [samples, words] is 0."""
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    return torch.where((mask[:, ids >> 5] >> (ids & 31) & 1).bool(), logits, -torch.inf)
+
+
+def _edited(logits: Tensor, sampling: Sampling) -> Tensor:
     rows, tokens = sampling.edit_sample, sampling.edit_token
     if not len(rows):
         return logits

@@ -39,10 +39,10 @@ class TorchState:
             count, tokens = (count, group.block_tokens) if group.kind == "paged" else (slots + 1, 1)
             try:
                 arrays = {
-                    name: torch.zeros(len(group.layers), count, one.heads, tokens, one.dim, dtype=TORCH[one.dtype], device=device)
+                    name: _zeros((len(group.layers), count, one.heads, tokens, one.dim), TORCH[one.dtype], device)
                     for name, one in group.arrays.items()
                 }
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 told = f"{count} blocks of state group {group.name!r} do not fit on {device}; ask for fewer"
                 raise CapacityError(f"{told}: {error}") from error
             self.groups.append(arrays)
@@ -69,6 +69,13 @@ class TorchState:
     def copy(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         for array in self.groups[group].values():
             bits(array)[:, _ids(targets, array)] = bits(array)[:, _ids(sources, array)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On the CPU by NumPy: unlike torch it takes no page of memory that nobody touches."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * dtype.itemsize), np.uint8)).view(dtype)
 
 
 def _ids(blocks: Sequence[int], array: torch.Tensor) -> torch.Tensor:

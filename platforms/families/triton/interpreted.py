@@ -16,11 +16,10 @@ from unittest.mock import patch
 
 import ml_dtypes
 import numpy as np
-import triton.language as tl
-from triton.language import core
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
+from .interpreted_speed import kept, language, rewritten
 from .launches import Launch
 
 LOCK = RLock()
@@ -32,7 +31,7 @@ def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], consta
     names = [parameter.name for parameter in kernel.params]
     given = dict(zip(names, arguments, strict=False)) | constants
     fixed = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
-    run = _rewritten(kernel)
+    run = rewritten(kernel.fn)
     with _interpreting():
         values = {name: given[name] if name in fixed else interpreter._implicit_cvt(given[name]) for name in names if name in given}
         sizes = (*grid, 1, 1)[:3]
@@ -75,10 +74,6 @@ def _numbers(handle: Any) -> Any:
     return handle.data if own is None else handle.data.view(own)
 
 
-def _rewritten(kernel: Any) -> Any:
-    return interpreter.InterpretedFunction(kernel.fn).rewrite()
-
-
 @contextmanager
 def _interpreting() -> Iterator[None]:
     """`triton.language` works on NumPy arrays; what a chip does in silence (overflow, 0 / 0) gives no warning.
@@ -86,24 +81,15 @@ def _interpreting() -> Iterator[None]:
     Checks of integer overflow cost a third of the time, and act only where `debug` is set.
     """
     repaired = patch.multiple(interpreter.InterpreterBuilder, cast_impl=cast, create_dot=dot)
-    with LOCK, warnings.catch_warnings(), np.errstate(all="ignore"), repaired:
+    with LOCK, warnings.catch_warnings(), np.errstate(all="ignore"), repaired, kept(), language():
         warnings.simplefilter("ignore", RuntimeWarning)
-        called, JITFunction.__call__ = JITFunction.__call__, lambda self, *given, **named: _rewritten(self)(*given, **named)
+        called, JITFunction.__call__ = JITFunction.__call__, lambda self, *given, **named: rewritten(self.fn)(*given, **named)
         convert, interpreter._convert_float = interpreter._convert_float, converted
         options = interpreter.interpreter_builder.options
         interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
-        scope = interpreter._patch_lang(_patched)
-        # Triton 3.6 asks int() of an array with one dimension, which NumPy 2.4 refuses.
-        scope.set_attr(tl.tensor, "__index__", lambda self: int(self.handle.data.item()))
         try:
             yield
         finally:
-            scope.restore()
             interpreter.interpreter_builder.options = options
             interpreter._convert_float = convert
             JITFunction.__call__ = called
-
-
-def _patched() -> tuple[Any, Any]:
-    """Both modules that kernels and Triton's library take their words from; the interpreter finds them in these globals."""
-    return tl, core

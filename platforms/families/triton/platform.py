@@ -114,7 +114,7 @@ class TritonPlatform(TorchPlatform):
     def compile(self, step: Step, shape: BatchShape) -> Any:
         """Steps that only decode are captured as a graph at their first use; others run as they are."""
         eager = super().compile(step, shape)
-        if self.graphs is None or shape.longest_query > 1 or shape.edits or shape.logprobs >= 0:
+        if self.graphs is None or shape.longest_query > 1 or shape.edits or shape.mask_words or shape.logprobs >= 0:
             return eager
         return self.graphs.captured(eager)
 
@@ -128,6 +128,14 @@ class TritonPlatform(TorchPlatform):
 
         found = tune(self.runs_on, work, tell)
         return [asdict(one) for one in found], save(found, output)
+
+    def measure_limits(self) -> Mapping[str, float]:
+        """Of the chip. An interpreter's speed is nobody's limit."""
+        if self.interpreted:
+            return super().measure_limits()
+        from .limits import measure
+
+        return measure(self.device)
 
     def memory(self) -> Memory:
         """What torch's allocator holds without using it counts as free."""

@@ -43,18 +43,29 @@ def sample(device: Device, spec: Sample, logits: Tensor, sampling: Sampling, bat
 
 
 def edited(device: Device, logits: Tensor, sampling: Sampling) -> Tensor:
-    """[samples, vocab] after penalties and biases; the logits themselves where nothing asks for any."""
-    rows = sampling.edit_sample
-    if not len(rows):
+    """[samples, vocab] after penalties, biases and mask; the logits themselves where nothing asks for any."""
+    rows, words = sampling.edit_sample, sampling.mask.shape[1]
+    if not len(rows) and not words:
         return logits
     changed = logits.clone(memory_format=torch.contiguous_format)
-    config = device.configured("edit")
+    if len(rows):
+        _edit(device, changed, sampling)
+    if words:
+        samples, vocab = logits.shape
+        config = device.configured("draw", vocab=vocab)
+        parts = -(-vocab // config.meta["BLOCK"])
+        device.launch(sample_kernel.forbid, (samples, parts), changed, sampling.mask, vocab, words, config=config)
+    return changed
+
+
+def _edit(device: Device, changed: Tensor, sampling: Sampling) -> None:
+    """Penalties and biases, in place."""
+    rows, config = sampling.edit_sample, device.configured("edit")
     device.launch(
         sample_kernel.edit, (-(-len(rows) // config.meta["BLOCK"]),), changed, rows, sampling.edit_token, sampling.edit_seen,
-        sampling.edit_count, sampling.edit_bias, sampling.repetition, sampling.presence, sampling.frequency, len(rows), logits.shape[1],
+        sampling.edit_count, sampling.edit_bias, sampling.repetition, sampling.presence, sampling.frequency, len(rows), changed.shape[1],
         config=config,
     )
-    return changed
 
 
 def _limits(device: Device, logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:

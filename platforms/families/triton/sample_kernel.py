@@ -38,6 +38,15 @@ def edit(
 
 
 @triton.jit
+def forbid(logits, mask, vocab, words, BLOCK: tl.constexpr):
+    """-inf, in place, for each token whose bit in mask [samples, words] is 0."""
+    row = tl.program_id(0).to(tl.int64)
+    ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    word = tl.load(mask + row * words + (ids >> 5), mask=ids < vocab, other=-1)
+    tl.store(logits + row * vocab + ids, float("-inf"), mask=(ids < vocab) & (((word >> (ids & 31)) & 1) == 0))
+
+
+@triton.jit
 def limit(
     keys, lasts, peaks, logits, temperature, top_k, top_p, min_p, vocab, row_stride, BLOCK: tl.constexpr, DIGIT: tl.constexpr,
 ):

@@ -52,9 +52,11 @@ class TritonState(TorchState):
         self._launch(blocks_kernel.exchange, array, len(blocks), (canonical, _ids(blocks, array)), OUT=out)
 
     def _launch(self, kernel: Any, array: Tensor, count: int, arguments: tuple[Tensor, ...], **constants: Any) -> None:
-        moved, config = _words(array), self._device.configured("blocks")
+        moved = _words(array)
         layers, _, heads, size = moved.shape
-        rows, block = layers * count * heads, min(config.meta["BLOCK"], power_of_two(size))
+        rows = layers * count * heads
+        config = self._device.configured("blocks", rows=rows)
+        block = min(config.meta["BLOCK"], power_of_two(size))
         self._device.launch(
             kernel, (-(-rows // config.meta["ROWS"]), -(-size // block)),
             moved, *arguments, rows, count, heads, size, moved.stride(0), BLOCK=block, **constants, config=config,

@@ -1,0 +1,1 @@
+"""What clients send: a file per API, and what they share in base.py."""

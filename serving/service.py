@@ -1,0 +1,65 @@
+"""Service: the engine with what stands around it, handed to every route."""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..core.async_engine import AsyncEngine
+from ..core.tokenizer import Tokenizer
+from ..errors import RequestError
+from .config import ServeConfig
+from .errors import Refused
+from .gate import Gate
+from .keys import Keys
+from .metrics import Metrics
+
+EMBEDDED = "tiny"
+"""What the model is called that comes with the package."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """Made once for a server."""
+
+    engine: AsyncEngine
+    config: ServeConfig
+    names: tuple[str, ...]
+    """What clients may call the model; answers say the first."""
+    gate: Gate
+    keys: Keys
+    metrics: Metrics
+    created: int = field(default_factory=lambda: int(time.time()))
+    """Unix seconds."""
+
+    @classmethod
+    def of(cls, engine: AsyncEngine, config: ServeConfig) -> Service:
+        names = config.served_model_names or (_name(engine.config.model.model),)
+        running = engine.config.scheduler(engine.started.loaded.max_model_len).max_num_seqs
+        gate = Gate(running=running, queue=config.max_queue, per_key=config.max_sequences_per_key)
+        return cls(engine, config, names, gate, Keys(config.api_keys), Metrics(engine, gate, names[0]))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        tokenizer = self.engine.engine.tokenizer
+        if tokenizer is None:
+            raise RequestError("this model has no tokenizer. Start the server with --tokenizer, or send token ids.")
+        return tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        return self.engine.started.loaded.max_model_len
+
+    def check_model(self, name: str | None) -> None:
+        """Raises `Refused` for a model that is not served here. A request that names none means this one."""
+        if name is not None and name not in self.names:
+            raise Refused(404, f"The model {name[:80]!r} does not exist. Served here: {', '.join(self.names)}.",
+                          code="model_not_found", param="model")
+
+
+def _name(model: str | None) -> str:
+    """A hub name as it is, of a path what it ends with."""
+    if model is None:
+        return EMBEDDED
+    path = Path(model).expanduser()
+    return path.resolve().name.removesuffix(".gguf") if path.exists() else model

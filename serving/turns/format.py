@@ -1,0 +1,78 @@
+"""How a family of models writes the calls of a turn: what reads them, and the grammar that demands them."""
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from ...core.tokenizer import Tokenizer
+from .reader import Reader
+
+Mark = Callable[[str], str]
+"""A mark's text -> its term in a Lark grammar: a special token where the tokenizer has one for it, otherwise a string."""
+MOST_CALLS = 16
+"""That a grammar lets a turn make; a model that knows no end would fill its context with them."""
+WHITESPACE = {"whitespace_pattern": " "}
+
+
+class Offer(NamedTuple):
+    """A tool that may be called. parameters: the JSON schema of its arguments."""
+
+    name: str
+    parameters: Mapping[str, Any]
+
+
+def mark_of(tokenizer: Tokenizer) -> Mark:
+    """For grammars over this tokenizer."""
+    def mark(text: str) -> str:
+        token = tokenizer.added_id(text)
+        return quoted(text) if token is None else f"<[{token}]>"
+
+    return mark
+
+
+class Format(ABC):
+    """One family's way. Found by its name in the entry-point group `inferplane.tool_formats`, or by its marks in a chat template."""
+
+    name: ClassVar[str]
+    marks: ClassVar[tuple[str, ...]]
+    """A chat template that has one of these is of this family."""
+    special: ClassVar[bool] = False
+    """Its marks are special tokens, which must not be left out of the text."""
+
+    @abstractmethod
+    def reader(self) -> Reader: ...
+
+    @abstractmethod
+    def grammar(self, offers: Sequence[Offer], mark: Mark, *, several: bool) -> str:
+        """In llguidance's Lark: a turn that calls one of the tools, or `several` of them, and says nothing else."""
+
+
+def quoted(text: str) -> str:
+    """A string of a Lark grammar."""
+    return json.dumps(text)
+
+
+def named(name: str, key: str = "arguments") -> str:
+    """A call's JSON up to its arguments, and a string of a grammar."""
+    return quoted(f'{{"name": {json.dumps(name)}, "{key}": ')
+
+
+def schema(parameters: Mapping[str, Any]) -> str:
+    """The rule body for the JSON of a tool's arguments. Nothing is added that the schema does not name."""
+    closed = {"additionalProperties": False} if "properties" in parameters else {}
+    return value({"type": "object", **closed, **parameters})
+
+
+def value(schema: Mapping[str, Any]) -> str:
+    """The rule body for any JSON of a schema, one space at most between its parts."""
+    return "%json " + json.dumps({**schema, "x-guidance": WHITESPACE})
+
+
+def rules(offers: Sequence[Offer], call: Callable[[Offer, str], str]) -> str:
+    """The rule `call`, one of the offers. call: an offer and the rule of its arguments -> a rule's body."""
+    lines = ["call: " + " | ".join(f"call_{place}" for place in range(len(offers)))]
+    for place, offer in enumerate(offers):
+        lines += [f"call_{place}: {call(offer, f'arguments_{place}')}", f"arguments_{place}: {schema(offer.parameters)}"]
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""What the wording of every API shares: ids, usage, and log-probabilities as OpenAI writes them."""
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import __version__
+from ..core.output import CompletionOutput, Logprob, RequestOutput
+from ..core.tokenizer import Tokenizer
+from .service import Service
+
+LOWEST_LOGPROB = -9999.0
+"""JSON has no minus infinity; OpenAI's own stand-in."""
+Entry = Mapping[int, Logprob]
+"""One token's place in `CompletionOutput.logprobs`: the drawn one first."""
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}-{secrets.token_hex(16)}"
+
+
+def fingerprint(service: Service) -> str:
+    """Changes with whatever may change the tokens that a seed draws."""
+    loaded = service.engine.started.loaded
+    said = f"{__version__} {loaded.platform.name} {loaded.fingerprint} {loaded.model.dtype}"
+    return f"fp_{hashlib.sha256(said.encode()).hexdigest()[:10]}"
+
+
+def usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+    """Each prompt counts once, whatever its n; cached tokens are known once it has ended."""
+    prompt = sum(len(output.prompt_token_ids) for output in outputs)
+    drawn = sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
+    cached = sum(output.metrics.kv.hit_tokens for output in outputs if output.metrics.kv)
+    return {
+        "prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+class Told:
+    """How far the answers to one prompt have been told."""
+
+    def __init__(self, choices: int) -> None:
+        self._tokens, self._ended = [0] * choices, [False] * choices
+
+    def news(self, output: RequestOutput, *, each_token: bool) -> list[tuple[CompletionOutput, int]]:
+        """The choices with something new, and the tokens of theirs that were told before.
+
+        each_token: a token is news even while its text is held back, as half a character or what may become a stop string.
+        """
+        found = []
+        for choice in output.outputs:
+            place, count = choice.index, len(choice.token_ids)
+            grew = choice.delta or (each_token and count > self._tokens[place])
+            if grew or (choice.finish_reason and not self._ended[place]):
+                found.append((choice, self._tokens[place]))
+                self._tokens[place], self._ended[place] = count, choice.finish_reason is not None
+        return found
+
+
+def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry], top: int) -> dict[str, Any]:
+    def one(token: int, logprob: Logprob) -> dict[str, Any]:
+        spelled = tokenizer.token_bytes(token)
+        return {"token": logprob.decoded_token, "logprob": _finite(logprob), "bytes": list(spelled)}
+
+    content = []
+    for entry in entries:
+        drawn = next(iter(entry))
+        content.append({**one(drawn, entry[drawn]), "top_logprobs": [one(*pair) for pair in _best(entry, top)]})
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry], top: int, offset: int) -> dict[str, Any]:
+    """offset: characters of the text before the first of these tokens."""
+    tokens, values, best, offsets = [], [], [], []
+    for entry in entries:
+        drawn = next(iter(entry))
+        tokens.append(_spelled(tokenizer, drawn, entry[drawn]))
+        values.append(_finite(entry[drawn]))
+        pairs = [*_best(entry, top), (drawn, entry[drawn])]
+        best.append({_spelled(tokenizer, token, logprob): _finite(logprob) for token, logprob in pairs})
+        offsets.append(offset)
+        offset += len(entry[drawn].decoded_token)
+    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": best, "text_offset": offsets}
+
+
+def _best(entry: Entry, top: int) -> list[tuple[int, Logprob]]:
+    ranked = [(token, logprob) for token, logprob in entry.items() if logprob.rank is not None and logprob.rank <= top]
+    return sorted(ranked, key=lambda pair: pair[1].rank or 0)
+
+
+def _finite(logprob: Logprob) -> float:
+    return max(logprob.logprob, LOWEST_LOGPROB)
+
+
+def _spelled(tokenizer: Tokenizer, token: int, logprob: Logprob) -> str:
+    """A piece of a character as OpenAI writes it, so that no two tokens share a spelling."""
+    if "\ufffd" not in logprob.decoded_token:
+        return logprob.decoded_token
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in tokenizer.token_bytes(token))
