@@ -19,6 +19,8 @@ PEERS = {
     "transformers": ["transformers", "accelerate", "torch==2.13.0"],
 }
 """Other engines that `bench/peers` compares with, by their packages. Built from source where that makes them faster."""
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""Each case's programs run a few times only."""
 NO_COMPILER = {"CC": "false", "CXX": "false"}
 
 
@@ -73,7 +75,7 @@ def ipex(session: nox.Session) -> None:
 def torch_xla(session: nox.Session) -> None:
     """The profile `core` on `tpu:torch_xla`, which computes on the CPU here (8 GB). Not part of CI."""
     session.install("torch==2.9.0", "torch_xla==2.9.0", ".", env=NO_COMPILER)
-    _core_profile(session, "tpu:torch_xla", PJRT_DEVICE="CPU")
+    _core_profile(session, "tpu:torch_xla", PJRT_DEVICE="CPU", XLA_FLAGS=QUICKLY_COMPILED)
 
 
 def _core_profile(session: nox.Session, platform: str, **variables: str) -> None:
