@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from glob import glob
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError, PlatformUnavailable
 from ...ops import Kernel
@@ -13,6 +13,7 @@ from ..contract import CONTRACT, Availability, Buckets, Capabilities, Options
 from ..families.jax import JaxPlatform
 from ..families.supports import SCHEMES
 from .chips import TARGETS
+from .torch_xla import TORCH_XLA, TorchXla
 
 if TYPE_CHECKING:
     import jax
@@ -32,7 +33,9 @@ BUCKETS = Buckets(
 
 
 class Tpu(JaxPlatform):
-    """`tpu`, `tpu:1`; `tpu:interpreted` is JAX on the CPU, `tpu:interpreted,devices=8` with so many devices there."""
+    """`tpu`, `tpu:1`; `tpu:interpreted` is JAX on the CPU, `tpu:interpreted,devices=8` with so many devices there.
+
+    `tpu:torch_xla` is the torch family on an XLA device (torch_xla.py)."""
 
     name = "tpu"
     contract = CONTRACT
@@ -42,6 +45,10 @@ class Tpu(JaxPlatform):
         dtypes=("bfloat16", "float32"), block_tokens=(32, 16, 64, 128, 256, 8, 1), schemes=SCHEMES, buckets=BUCKETS, warm_up=True,
     )
 
+    def __new__(cls, options: Options) -> Any:
+        """`tpu:torch_xla` is another class, of the torch family."""
+        return TorchXla(options) if options.text == TORCH_XLA else super().__new__(cls)
+
     def __init__(self, options: Options) -> None:
         self.interpreted = options.text == INTERPRETED
         super().__init__(options)
@@ -50,6 +57,8 @@ class Tpu(JaxPlatform):
 
     @classmethod
     def probe(cls, options: Options) -> Availability:
+        if options.text == TORCH_XLA:
+            return TorchXla.probe(options)
         if options.text == INTERPRETED:
             return (Availability(True, "JAX on the CPU, Pallas kernels under its interpreter: for proofs only") if find_spec("jax") else
                     Availability(False, "Python lacks jax", "pip install jax"))
