@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from . import __version__
 from .commands import bench, chat, conformance, generate, platforms, serve, tune, verify
+from .commands import compile as ahead
 from .errors import InferplaneError
 
-COMMANDS = (generate, chat, serve, platforms, verify, conformance, bench, tune)
+COMMANDS = (generate, chat, serve, platforms, verify, conformance, bench, ahead, tune)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -19,6 +19,8 @@ PEERS = {
     "transformers": ["transformers", "accelerate", "torch==2.13.0"],
 }
 """Other engines that `bench/peers` compares with, by their packages. Built from source where that makes them faster."""
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""Each case's programs run a few times only."""
 NO_COMPILER = {"CC": "false", "CXX": "false"}
 
 
@@ -47,7 +49,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def neutral(session: nox.Session) -> None:
     """The same models under torch, Triton's interpreter and JAX, and logits against transformers: the tests that `tests` skips."""
-    session.install(*CONSTRAINTS, ".[dev,serve,verify]", "jax", "triton")
+    session.install(*CONSTRAINTS, ".[dev,serve,verify]", "jax", "libtpu", "triton")
     files = [str(path) for path in sorted(Path("tests").glob("**/test_*.py")) if NEEDS_A_FRAMEWORK.search(path.read_text())]
     session.run("pytest", *files, *session.posargs, env={"JAX_PLATFORMS": "cpu"})
 
@@ -60,6 +62,27 @@ def conformance(session: nox.Session) -> None:
     for place, arguments in enumerate(chosen):
         session.run("inferplane", "conformance", "run", *arguments, "-o", f"{session.create_tmp()}/bundle{place}",
                     env={"OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session(python="3.11")
+def ipex(session: nox.Session) -> None:
+    """The profile `core` on `xpu:emulated` with Intel's extension for torch, whose kernels run on a CPU too (8 GB). Not part of CI."""
+    session.install("torch==2.8.0", "intel-extension-for-pytorch==2.8.0", ".", env=NO_COMPILER)
+    _core_profile(session, "xpu:emulated")
+
+
+@nox.session(name="torch-xla", python="3.11")
+def torch_xla(session: nox.Session) -> None:
+    """The profile `core` on `tpu:torch_xla`, which computes on the CPU here (8 GB). Not part of CI."""
+    session.install("torch==2.9.0", "torch_xla==2.9.0", ".", env=NO_COMPILER)
+    _core_profile(session, "tpu:torch_xla", PJRT_DEVICE="CPU", XLA_FLAGS=QUICKLY_COMPILED)
+
+
+def _core_profile(session: nox.Session, platform: str, **variables: str) -> None:
+    folder = f"{session.create_tmp()}/bundle"
+    with session.chdir(session.create_tmp()):
+        session.run("inferplane", "conformance", "run", "--platform", platform, "--profile", "core", *session.posargs, "-o", folder,
+                    env={"OPENBLAS_NUM_THREADS": "1", **variables})
 
 
 @nox.session

@@ -51,12 +51,12 @@ class Bound:
 
 def cost(model: Model) -> Cost:
     uses = trace(model).uses
-    read = {part.name: (part, _scheme(use)) for use in uses if not isinstance(use.spec, Embedding) for part in use.weight.parts}
+    read = {part.name: (part, scheme_of(use)) for use in uses if not isinstance(use.spec, Embedding) for part in use.weight.parts}
     linear = [use for use in uses if isinstance(use.spec, (Linear, GatedLinear, HeadLinear))]
     return Cost(
         dtype=model.dtype,
         parameters=sum(prod(tensor.shape) for tensor in model.weights.tensors().values()),
-        weight_bytes=sum(_bytes(part, scheme, model.dtype) for part, scheme in read.values()),
+        weight_bytes=sum(tensor_bytes(part, scheme, model.dtype) for part, scheme in read.values()),
         token_flops=_flops((use for use in linear if not use.sampled), model.dtype),
         sample_flops=_flops((use for use in linear if use.sampled), model.dtype),
     )
@@ -94,13 +94,19 @@ def _flops(uses: Iterable[Use], dtype: str) -> dict[str, int]:
     """dtype that is multiplied -> FLOPs of a token."""
     found: dict[str, int] = {}
     for use in uses:
-        scheme = _scheme(use)
-        multiplied = scheme.activation if scheme and scheme.activation else dtype
+        multiplied = multiplied_dtype(use, dtype)
         found[multiplied] = found.get(multiplied, 0) + 2 * sum(prod(tensor.shape) for tensor in use.weight.tensors)
     return found
 
 
-def _bytes(part: Tensor, scheme: Scheme | None, dtype: str) -> int:
+def multiplied_dtype(use: Use, dtype: str) -> str:
+    """That of the codes where a scheme quantizes activations, else the model's."""
+    scheme = scheme_of(use)
+    return scheme.activation if scheme and scheme.activation else dtype
+
+
+def tensor_bytes(part: Tensor, scheme: Scheme | None, dtype: str) -> int:
+    """As it is kept: in the model's dtype, or as codes, scales and zero points."""
     if scheme is None or len(part.shape) != 2:
         return DTYPES[dtype].itemsize * prod(part.shape)
     outputs, inputs = part.shape
@@ -109,5 +115,5 @@ def _bytes(part: Tensor, scheme: Scheme | None, dtype: str) -> int:
     return outputs * inputs * CODE_BITS.get(scheme.weight, 8) // 8 + groups * of_group
 
 
-def _scheme(use: Use) -> Scheme | None:
+def scheme_of(use: Use) -> Scheme | None:
     return use.spec.scheme if isinstance(use.spec, (Linear, GatedLinear)) else None

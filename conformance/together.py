@@ -1,4 +1,4 @@
-"""Several devices on the bench: a thread and a platform for each rank of a world."""
+"""Several devices on the bench: a thread and a platform for each rank of a world, or one platform that holds them all."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,9 +18,14 @@ T = TypeVar("T")
 
 
 def together(rig: Rig, devices: int, work: Callable[[Platform, World, Collectives], T]) -> list[T]:
-    """What `work` gives on each device, in the order of ranks. Raises the first error of any, `Unsupported` for the platform's no."""
+    """What `work` gives on each device, in the order of ranks; once, where one process holds all of them.
+
+    Raises the first error of any, `Unsupported` for the platform's no.
+    """
     if not rig.platform.parallel:
         raise Unsupported(f"platform {rig.platform.name} computes a model on one device")
+    if rig.platform.one_process:
+        return [_in_one(rig, devices, work)]
     platforms: list[Platform] = []
     try:
         try:
@@ -49,3 +54,15 @@ def together(rig: Rig, devices: int, work: Callable[[Platform, World, Collective
     finally:
         for platform in platforms:
             platform.close()
+
+
+def _in_one(rig: Rig, devices: int, work: Callable[[Platform, World, Collectives], T]) -> T:
+    platform, world = rig.device(0), World(size=devices, one_process=True)
+    try:
+        try:
+            collectives = platform.collectives(world)
+        except (ConfigError, PlatformError) as reason:
+            raise Unsupported(f"{devices} devices: {reason}") from None
+        return work(platform, world, collectives)
+    finally:
+        platform.close()

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -169,6 +169,51 @@ class Compiler(Protocol):
 
     def made(self) -> Sequence[KernelCode]:
         """What the platform would have started since the last call, in order; each combination is compiled once."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What its maker publishes about one device."""
+
+    name: str
+    memory_bytes: int
+    read_bytes_per_second: float
+    flops: Mapping[str, float]
+    """dtype -> multiplications and additions in a second."""
+    source: str
+
+
+@dataclass(frozen=True)
+class StepCode:
+    """One step as it was compiled whole for a chip. Bytes are one device's, as its compiler lays arrays out."""
+
+    shape: BatchShape
+    seconds: float
+    """That compiling took."""
+    argument_bytes: int = 0
+    """Weights, state and batch."""
+    temporary_bytes: int = 0
+    result_bytes: int = 0
+    """Of results that do not lie where an argument lay."""
+    code_bytes: int = 0
+    flops: float = 0.0
+    """As the compiler counts: a loop's body once, and nothing within a kernel that it cannot see into."""
+    reason: str = ""
+    """Why there is no program: the compiler's own words. Empty: there is one."""
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.argument_bytes + self.temporary_bytes + self.result_bytes + self.code_bytes
+
+
+@runtime_checkable
+class StepCompiler(Compiler, Protocol):
+    """A compiler of whole steps. `platform.collectives` says how many of the target's devices share the model."""
+
+    chip: Chip
+
+    def steps(self) -> Sequence[StepCode]:
+        """What was submitted since the last call, in order."""
 
 
 Step = Callable[[Any, Any, Any, Any], Any]

@@ -92,6 +92,11 @@ def _found(platform: type[Platform], options: Options, cache: Path | None) -> Fo
     return Found(platform, replace(options, cache=cache and cache / platform.name))
 
 
+def loaded(text: str) -> type[Platform]:
+    """The class that `text` names, whether or not it can run here; options after the colon are left to others."""
+    return _load(text.strip().partition(":")[0])
+
+
 def names() -> list[str]:
     """Every registered platform; none is loaded."""
     return sorted({entry.name for entry in _entries(PLATFORMS)})

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from inferplane import __version__
 
-PLANNED = ("tpu", "xpu", "gaudi")
+ABSENT = ("tpu", "xpu", "gaudi")
 FIRST_ERROR_SECONDS = 2.0
 HELP_SECONDS = 0.5
 
@@ -83,16 +83,15 @@ def test_an_unknown_platform_fails_at_once_with_the_known_ones_and_the_nearest(r
     said = assert_one_message(run("generate", "x", INFERPLANE_PLATFORM="nonsense"))
     assert "'nonsense' is not installed" in said
     assert "The nearest name is" in said
-    assert all(name in said for name in ("cpu", "reference", *PLANNED))
+    assert all(name in said for name in ("cpu", "reference", *ABSENT))
     assert quickest(lambda: run("generate", "x", INFERPLANE_PLATFORM="nonsense")) < FIRST_ERROR_SECONDS
 
 
-@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("name", ABSENT)
 def test_a_platform_that_is_not_usable_says_why_and_what_to_install(run: Run, name: str) -> None:
     said = assert_one_message(run("generate", "x", INFERPLANE_PLATFORM=name))
     assert f"platform {name!r} cannot run here: " in said
-    assert "not part of this release yet" in said
-    assert "Use platform 'cpu' or 'auto' meanwhile." in said
+    assert "Use platform 'cpu' or 'auto'" in said
 
 
 @pytest.mark.parametrize(("arguments", "variables", "said"), [
@@ -178,7 +177,7 @@ def test_platforms_tells_of_each_one_why(run: Run) -> None:
     rows = {row["name"]: row for row in json.loads(run("platforms", "--json").stdout)["platforms"]}
     assert rows["reference"]["usable"]
     assert rows["cpu"]["usable"]
-    assert all(not rows[name]["usable"] and rows[name]["reason"] and rows[name]["remedy"] for name in PLANNED)
+    assert all(not rows[name]["usable"] and rows[name]["reason"] and rows[name]["remedy"] for name in ABSENT)
     assert all(name in run("platforms").stdout for name in rows)
 
 

@@ -157,7 +157,7 @@ class TestTheBuckets:
         assert 2 <= opened.graphs.compiled <= 8
 
 
-@pytest.mark.parametrize("family", ["attention.", "moe", "sample.", "quantized"])
+@pytest.mark.parametrize("family", ["attention.", "experts.", "sample.", "linear.int8"])
 def test_kernels_are_right_on_padded_steps(family: str) -> None:
     rig = Rig(Gaudi(Options("emulated")))
     chosen = [case for case in quick_cases() if case.address.family.startswith(family)][:6]

@@ -40,7 +40,7 @@ def _sums(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
             whole, first = weights
             return collectives.all_reduce(whole, dtype), collectives.all_gather(whole), collectives.all_reduce(first, dtype)
 
-        handles = tuple(map(platform.put, (parts[world.rank], parts[world.rank][:1].copy())))
+        handles = platform.join(tuple(map(platform.put, (parts[rank], parts[rank][:1].copy()))) for rank in world.ranks)
         state = platform.allocate([NO_GROUP], [2], slots=1)
         return list(platform.submit(platform.compile(step, IDLE), handles, state, empty(IDLE)[0]).result())
 

@@ -33,7 +33,7 @@ class Gaudi(TorchPlatform):
     name, contract = "gaudi", CONTRACT
     parallel = "gloo between processes on the CPU; HCCL: not written"
     capabilities = Capabilities(
-        dtypes=("bfloat16", "float32", "float16"), block_tokens=(128, 64, 32, 16, 256, 8, 1),
+        dtypes=("bfloat16", "float32", "float16"), block_tokens=(32, 128, 64, 16, 256, 8, 1),
         schemes=tuple(scheme for scheme in SCHEMES if not scheme.startswith("float8")), buckets=BUCKETS, static_shapes=True,
     )
 

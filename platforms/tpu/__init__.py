@@ -1,18 +1,24 @@
 """Google TPUs: JAX arrays, the whole step as one program, several chips as a mesh that one process holds."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from glob import glob
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigError
+from ...errors import ConfigError, PlatformUnavailable
+from ...ops import Kernel
 from ..contract import CONTRACT, Availability, Buckets, Capabilities, Options
 from ..families.jax import JaxPlatform
 from ..families.supports import SCHEMES
+from .chips import TARGETS
+from .torch_xla import TORCH_XLA, TorchXla
 
 if TYPE_CHECKING:
     import jax
+
+    from .compiler import TpuCompiler
 
 INTERPRETED = "interpreted"
 NODES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
@@ -27,22 +33,32 @@ BUCKETS = Buckets(
 
 
 class Tpu(JaxPlatform):
-    """`tpu`, `tpu:1`; `tpu:interpreted` is JAX on the CPU, `tpu:interpreted,devices=8` with so many devices there."""
+    """`tpu`, `tpu:1`; `tpu:interpreted` is JAX on the CPU, `tpu:interpreted,devices=8` with so many devices there.
+
+    `tpu:torch_xla` is the torch family on an XLA device (torch_xla.py)."""
 
     name = "tpu"
     contract = CONTRACT
     parallel = "XLA's collectives over a mesh that one process holds: run on virtual CPU devices; between chips: never run"
+    targets = TARGETS
     capabilities = Capabilities(
         dtypes=("bfloat16", "float32"), block_tokens=(32, 16, 64, 128, 256, 8, 1), schemes=SCHEMES, buckets=BUCKETS, warm_up=True,
     )
 
+    def __new__(cls, options: Options) -> Any:
+        """`tpu:torch_xla` is another class, of the torch family."""
+        return TorchXla(options) if options.text == TORCH_XLA else super().__new__(cls)
+
     def __init__(self, options: Options) -> None:
+        self.interpreted = options.text == INTERPRETED
         super().__init__(options)
         told = replace(self.capabilities, devices=(str(self.device),))
-        self.capabilities = replace(told, grade=INTERPRETED, warm_up=False) if options.text == INTERPRETED else told
+        self.capabilities = replace(told, grade=INTERPRETED, warm_up=False) if self.interpreted else told
 
     @classmethod
     def probe(cls, options: Options) -> Availability:
+        if options.text == TORCH_XLA:
+            return TorchXla.probe(options)
         if options.text == INTERPRETED:
             return (Availability(True, "JAX on the CPU, Pallas kernels under its interpreter: for proofs only") if find_spec("jax") else
                     Availability(False, "Python lacks jax", "pip install jax"))
@@ -58,6 +74,20 @@ class Tpu(JaxPlatform):
         ]
         return Availability(False, found + lacks, ". ".join(remedies) + ".")
 
+    @classmethod
+    def compiler(cls, target: str) -> TpuCompiler:
+        if missing := [name for name in ("jax", "libtpu") if find_spec(name) is None]:
+            lacks = " and ".join(missing)
+            raise PlatformUnavailable(f"target {target!r}: Python lacks {lacks}. pip install 'inferplane[tpu]'; no TPU is needed.")
+        from .compiler import TpuCompiler
+
+        return TpuCompiler(target)
+
+    def kernels(self) -> Sequence[Kernel]:
+        from ..families.pallas.kernels import pallas_kernels
+
+        return [*pallas_kernels(self.interpreted, self.device), *super().kernels()]
+
     def find_device(self, options: Options) -> jax.Device:
         import jax
 
@@ -68,7 +98,7 @@ class Tpu(JaxPlatform):
         index = options.rank if options.text == INTERPRETED else int(options.text or 0) + options.rank
         if index >= len(devices):
             remedy = f"tpu:{INTERPRETED},devices={index + 1}" if options.text == INTERPRETED else f"one from 0 to {len(devices) - 1}"
-            raise ConfigError(f"platform tpu: asked for device {index}, and JAX has {len(devices)}. Name {remedy}.")
+            raise ConfigError(f"platform tpu: asked for device {index}, the first being 0, and JAX has {len(devices)}. Name {remedy}.")
         return devices[index]
 
 
@@ -85,6 +115,8 @@ def _cpu_devices(count: str | None) -> list[jax.Device]:
             jax.config.update("jax_num_cpu_devices", int(count))
         except RuntimeError:
             if len(found := jax.local_devices(backend="cpu")) < int(count):
-                raise ConfigError(f"platform tpu:{INTERPRETED}: devices={count} was asked for, and JAX runs in this process already, with "
-                                  f"{len(found)}. Start a new process, or set XLA_FLAGS=--xla_force_host_platform_device_count={count}.") from None
+                raise ConfigError(
+                    f"platform tpu:{INTERPRETED}: devices={count} was asked for, and JAX runs in this process already with {len(found)}. "
+                    f"Start a new process, or set XLA_FLAGS=--xla_force_host_platform_device_count={count}."
+                ) from None
     return jax.local_devices(backend="cpu")

@@ -29,8 +29,13 @@ def bits(array: Tensor) -> Tensor:
     return array.view(torch.uint8) if array.is_floating_point() and array.itemsize == 1 else array
 
 
+def values(found: Tensor, dtype: torch.dtype) -> Tensor:
+    """The reverse. A view in the dtype that is there already would still be an op."""
+    return found if found.dtype == dtype else found.view(dtype)
+
+
 def gathered(cell: Any, name: str, blocks: Tensor, kv_dtype: str | None) -> Tensor:
     """[tiles, columns] block ids -> [tiles, kv_heads, columns * block_tokens, dim] in float32, decoded."""
     array = getattr(cell, name)
-    found = bits(array)[blocks].view(array.dtype).transpose(1, 2).flatten(2, 3).float()
+    found = values(bits(array)[blocks], array.dtype).transpose(1, 2).flatten(2, 3).float()
     return found if kv_dtype is None else found * gathered(cell, f"{name}_scale", blocks, None)
