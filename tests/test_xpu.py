@@ -18,6 +18,7 @@ GREEDY = SamplingParams(max_tokens=10, temperature=0.0)
 DRAWN = [SamplingParams(max_tokens=6, temperature=0.9, top_k=20, top_p=0.9, seed=3), SamplingParams(max_tokens=6, min_p=0.05, seed=4)]
 HEADS: dict[str, Any] = {"heads": Dim(4), "kv_heads": Dim(2), "key_dim": 16, "value_dim": 16, "scale": 0.25, "dtype": "float32"}
 CELL: dict[str, Any] = {"kv_heads": Dim(2), "key_dim": 16, "value_dim": 16, "dtype": "float32"}
+PRODUCTS = {"linear", "quantized_linear", "experts"}
 TURNS = tuple(1.0 / (place + 1) for place in range(8))
 
 
@@ -49,8 +50,8 @@ class TestTheTable:
         assert {kernel.supports(None) for kernel in triton.triton_kernels(torch.device("xpu", 0))} == {
             "the installed triton has no backend for Intel GPUs"}
 
-    @pytest.mark.parametrize("kernel", sorted(table()))
-    def test_every_triton_kernel_has_a_launch_for_a_vendor_that_the_table_does_not_name(self, kernel: str) -> None:
+    @pytest.mark.parametrize("kernel", sorted({*table()} - PRODUCTS))
+    def test_every_triton_kernel_but_products_has_a_launch_for_a_vendor_that_the_table_does_not_name(self, kernel: str) -> None:
         assert any(entry["target"] == "any" for entry in table()[kernel])
 
     def test_an_emulated_platform_says_so_in_its_grade(self) -> None:

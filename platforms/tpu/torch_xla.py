@@ -4,12 +4,16 @@ torch and torch_xla are imported inside the methods: the class is loaded, and it
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ...errors import ConfigError
-from ..contract import CONTRACT, Availability, Buckets, Capabilities, Collectives, Memory, Options, Platform, World
+from ...ops import BatchShape, StateGroup
+from ..contract import CONTRACT, Availability, Buckets, Capabilities, Collectives, Memory, Options, Platform, Step, World
 from ..families.supports import SCHEMES
 from ..families.torch import TorchPlatform
 
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..families.torch.launch import Launcher
+    from ..families.torch.state import TorchState
 
 TORCH_XLA = "torch_xla"
 BUCKETS = Buckets(
@@ -60,7 +65,20 @@ class TorchXla(TorchPlatform):
     def launcher(self) -> Launcher:
         from .xla_launch import XlaLauncher
 
-        return XlaLauncher(self.device)
+        return XlaLauncher()
+
+    def put(self, host: np.ndarray[Any, Any]) -> torch.Tensor:
+        made: torch.Tensor = self.steps.finish(lambda: super(TorchXla, self).put(host))
+        return made
+
+    def allocate(self, groups: Sequence[StateGroup], blocks: Sequence[int], slots: int) -> TorchState:
+        made: TorchState = self.steps.finish(lambda: super(TorchXla, self).allocate(groups, blocks, slots))
+        return made
+
+    def compile(self, step: Step, shape: BatchShape) -> Any:
+        """The two buffers go to the device on the thread of the steps."""
+        eager = super().compile(step, shape)
+        return lambda weights, state, *buffers: eager(weights, state, *(buffer.to(self.device) for buffer in buffers))
 
     def memory(self) -> Memory:
         if self.host:

@@ -1,6 +1,8 @@
-"""The queue of an XLA device: ops are noted, `sync` turns them into one program and starts it, and results are fetched when asked for."""
+"""The queue of an XLA device: ops are noted, `sync` turns them into one program and starts it, and results are fetched behind it."""
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import RLock
 from typing import Any
 
 import torch
@@ -11,37 +13,44 @@ from ..families.torch.arrays import host, mapped
 from ..families.torch.launch import Launcher, Work
 
 
-class XlaLauncher(Launcher):
-    """No arrays of inference mode: torch_xla keeps track of what was written where, and they are not tracked."""
+ALONE = RLock()
+"""torch_xla's `sync` takes every live tensor of the process, also those that another thread is noting ops on."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+
+class XlaLauncher(Launcher):
+    """One thread does all that touches the device, and of several launchers' one at a time.
+
+    No arrays of inference mode: torch_xla keeps track of what was written where, and they are not tracked.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="xla-step")
 
     def start(self, work: Work) -> Pending:
-        made = self._noted(work)
-        torch_xla.sync()
-        return _Started(made)
+        return self._thread.submit(_answered, work)
 
     def finish(self, work: Work) -> Any:
-        made = self._noted(work)
-        torch_xla.sync(wait=True)
-        return made
+        return self._thread.submit(_synced, work).result()
 
     def stage(self, array: torch.Tensor) -> torch.Tensor:
-        return array.to(self.device)
+        return array
 
     def close(self) -> None:
-        torch_xla.sync(wait=True)
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
-    @staticmethod
-    def _noted(work: Work) -> Any:
+
+def _synced(work: Work) -> Any:
+    with ALONE:
         with torch.no_grad():
-            return work()
+            made = work()
+        torch_xla.sync()
+    return made
 
 
-class _Started:
-    def __init__(self, made: Any) -> None:
-        self._made = made
+def _answered(work: Work) -> Any:
+    with ALONE:
+        return mapped(_fetched, _synced(work))
 
-    def result(self) -> Any:
-        return mapped(lambda array: host(array.cpu()).copy(), self._made)
+
+def _fetched(array: torch.Tensor) -> Any:
+    return host(array.cpu()).copy()

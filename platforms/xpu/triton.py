@@ -1,4 +1,7 @@
-"""Our Triton kernels on Intel GPUs, where a Triton with Intel's backend is installed. Products of floats stay oneDNN's, through torch."""
+"""Our Triton kernels on Intel GPUs, where a Triton with Intel's backend is installed.
+
+Products, of experts and of codes too, stay torch's: `launches.toml` has tiles of the other vendors alone for ours.
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     from ..families.triton.device import Start
 
 OPS = ("attention", "rms_norm", "layer_norm", "add_rms_norm", "activation", "gated_activation", "rope", "write_kv", "qkv_rope_write",
-       "linear", "router", "moe", "sample")
+       "sample")
 WARP_SIZE, SHARED_BYTES, REGISTERS = 32, 131_072, 128
 """Of Intel's Data Center GPU Max and Arc B series alike: lanes, local memory of a work group, general registers of a thread."""
 
@@ -22,14 +25,14 @@ def triton_kernels(device: torch.device) -> Sequence[Kernel]:
     lacking = _lacking(device)
     if lacking:
         return [Kernel(op, f"triton.{op}", lambda _: lacking, _refused) for op in OPS]
-    from ..families.triton import attention, cells, experts, quantized, rows, sample
+    from ..families.triton import attention, cells, rows, sample
     from ..families.triton.device import Device
     from ..families.triton.target import Target
 
     units = torch.xpu.get_device_properties(device).max_compute_units
     target = Target("intel", "xe", WARP_SIZE, SHARED_BYTES, (), units, REGISTERS)
     ours = Device(device, target, _on_chip(device))
-    return [kernel for file in (attention, rows, cells, quantized, experts, sample) for kernel in file.kernels(ours)]
+    return [kernel for file in (attention, rows, cells, sample) for kernel in file.kernels(ours)]
 
 
 def _lacking(device: torch.device) -> str:
