@@ -9,7 +9,7 @@ import pytest
 from inferplane.conformance import selftest as tested
 from inferplane.conformance.case import GOOD
 from inferplane.conformance.cases import FAMILIES, quick_cases
-from inferplane.conformance.mutants import BUGS, LEGAL, SOURCE_BUGS, MutantPlatform, Variant
+from inferplane.conformance.mutants import BUGS, LEGAL, SOURCE_BUGS, MutantPlatform, SourceBug, Variant
 from inferplane.conformance.mutants.source import ROOT, killers
 from inferplane.conformance.rig import Rig
 from inferplane.errors import ConfigError, PlatformUnavailable
@@ -121,7 +121,7 @@ def test_there_are_enough_bugs_in_triton_sources_and_each_file_of_device_code_ha
 
 
 @pytest.mark.parametrize("bug", SOURCE_BUGS, ids=lambda bug: bug.name)
-def test_a_bug_changes_one_place_of_its_file(bug: object) -> None:
+def test_a_bug_changes_one_place_of_its_file(bug: SourceBug) -> None:
     assert bug.text() != (ROOT / bug.file).read_text()
 
 

@@ -50,11 +50,10 @@ def _model(shape: str) -> tuple[Any, str]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = dict(SHAPES[shape])
-    with torch.device(device):
+    on_chip, config = torch.cuda.is_available(), dict(SHAPES[shape])
+    with torch.device("cuda" if on_chip else "cpu"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config), dtype=torch.bfloat16)
-    return model.eval(), torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return model.eval(), torch.cuda.get_device_name() if on_chip else "cpu"
 
 
 def _seconds(model: Any, work: Work, rng: np.random.Generator, most_tokens: int | None = None) -> float:

@@ -54,8 +54,8 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
             "if tl.load(starts + middle) // TOKENS + middle < tile:"),
     _kernel("same_block_twice", OURS, "_within(key + BLOCK_N, low, high)",
             "_within(key, low, high)"),
-    SourceBug("attention.triton_slots_in_32_bits", OURS, f"{FOLDER}/attention_kernel.py", "slot = block.to(tl.int64) * block_slots",
-              "slot = block * block_slots", ("kv.far:op=attention",)),
+    SourceBug("attention.triton_blocks_in_16_bits", OURS, f"{FOLDER}/attention_kernel.py", "slot = block.to(tl.int64) * block_slots",
+              "slot = block.to(tl.int16).to(tl.int64) * block_slots", ("kv.far:op=attention",)),
     _kernel("table_of_the_first_row", OURS, "table += row.to(tl.int64) * table_width", "table += 0 * row.to(tl.int64) * table_width"),
     # Shares of the keys.
     _kernel("a_share_ends_too_soon", OURS, "tl.minimum(low + (split + 1) * keys, high)", "tl.minimum(low + (split + 1) * keys - 1, high)"),
@@ -63,7 +63,6 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
     _merge("total_without_its_factor", OURS, "whole = tl.sum(total * factor, 0)", "whole = tl.sum(total, 0)"),
     _merge("parts_without_their_factor", OURS, "mixed = tl.sum(part * factor[:, None], 0)", "mixed = tl.sum(part, 0)"),
     _merge("merged_to_base_e", OURS, "factor = tl.exp2(peak", "factor = tl.exp(peak"),
-    _merge("padding_of_shares_is_nan", OURS, "mixed / tl.where(whole == 0, 1.0, whole)", "mixed / whole"),
     # Cells of codes.
     _kernel("codes_half_as_large", OURS, "CODE_SCALE = tl.constexpr(256.0)", "CODE_SCALE = tl.constexpr(128.0)"),
     _kernel("sign_of_codes_lost", OURS, "((bits & 0x80) << 8) | ", ""),

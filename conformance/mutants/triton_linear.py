@@ -79,8 +79,6 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
     SourceBug("router.triton_takes_the_best_twice", OURS, f"{FOLDER}/experts_kernel.py", "left = left & (lane != expert)", "pass"),
     SourceBug("router.triton_overflows", OURS, f"{FOLDER}/experts_kernel.py", "tl.exp(scores - tl.max(scores, axis=1)[:, None])",
               "tl.exp(scores)"),
-    _experts("sums_rounded_at_each_rank", "sums += one.to(tl.float32) * tl.load(weights + token * TOP_K + rank)",
-             "sums = (sums + one.to(tl.float32) * tl.load(weights + token * TOP_K + rank)).to(out.dtype.element_ty).to(tl.float32)"),
     _experts("a_tile_asks_the_expert_before", "tl.sum((ends <= tile).to(tl.int32), axis=0)", "tl.sum((ends < tile).to(tl.int32), axis=0)"),
     _experts("token_of_the_rank", "(tl.maximum(pairs, 0) // TOP_K)", "(tl.maximum(pairs, 0) % TOP_K)"),
     _experts("up_is_the_gate", "(line + mlp)[:, None] * embed", "line[:, None] * embed"),

@@ -64,8 +64,8 @@ SOURCE_BUGS: tuple[SourceBug, ...] = (
     _cells("rope.pairs_half_interleaved", "second = 2 * lane + 1 if INTERLEAVED else half + lane", "second = half + lane"),
     _cells("write_kv.heads_over_each_other", "head * block_tokens + slot % block_tokens",
            "head + slot % block_tokens", families=("kv.write",)),
-    _cells("write_kv.slots_in_32_bits", "slot = tl.load(slots + token, mask=exists, other=0).to(tl.int64)",
-           "slot = tl.load(slots + token, mask=exists, other=0)", families=("kv.far:op=write",)),
+    _cells("write_kv.blocks_in_16_bits", "return slot // block_tokens, head",
+           "return (slot // block_tokens).to(tl.int16).to(tl.int64), head", families=("kv.far:op=write",)),
     # Codes.
     _codes("infinity_is_finite", "finite = largest_bits < INFINITY_BITS", "finite = largest_bits <= INFINITY_BITS"),
     SourceBug("quantized.triton_inverse_of_a_tiny_group_is_infinite", OURS, f"{FOLDER}/codes_kernel.py",
