@@ -17,6 +17,7 @@ from inferplane.platforms import registry  # noqa: E402
 from inferplane.platforms.contract import Options  # noqa: E402
 from inferplane.platforms.cuda import Cuda  # noqa: E402
 from inferplane.platforms.families.triton import interpreted, launches, platform, rows_kernel, target  # noqa: E402
+from inferplane.platforms.families.triton.device import on_chip  # noqa: E402
 from inferplane.platforms.families.triton.launches import Launch, launch_of  # noqa: E402
 from inferplane.platforms.rocm import Rocm  # noqa: E402
 
@@ -54,6 +55,14 @@ def test_an_interpreted_platform_says_so_in_its_grade() -> None:
         assert opened.capabilities.buckets is None
     finally:
         opened.close()
+
+
+@pytest.mark.parametrize("name", ["allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"])
+def test_on_a_chip_the_vendors_library_keeps_its_partial_sums_in_float32(name: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    setattr(matmul, name, True)
+    on_chip(torch.device("cuda", 0))
+    assert getattr(matmul, name) is False
 
 
 class TestTheProbe:
