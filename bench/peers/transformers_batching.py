@@ -54,7 +54,7 @@ def _model(shape: str) -> tuple[Any, str]:
     config = dict(SHAPES[shape])
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config), dtype=torch.bfloat16)
-    return model.eval(), torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return model.eval(), torch.cuda.get_device_name(device) if device.type != "cpu" else "cpu"
 
 
 def _seconds(model: Any, work: Work, rng: np.random.Generator, most_tokens: int | None = None) -> float:
