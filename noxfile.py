@@ -94,6 +94,16 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session
+def interpreted(session: nox.Session) -> None:
+    """Triton's kernels under its interpreter, two cases at a time: each value of each parameter. `nox -s interpreted -- --covering 2`."""
+    session.install(*CONSTRAINTS, ".", "torch", "triton")
+    for name in ("cuda", "rocm"):
+        session.run("inferplane", "conformance", "run", "--platform", f"{name}:interpreted", "--jobs", "2", "--timeout", "300",
+                    *(session.posargs or ["--quick"]), "-o", f"{session.create_tmp()}/{name}",
+                    env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def sanitizers(session: nox.Session) -> None:
     """The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer (gcc on Linux)."""
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"

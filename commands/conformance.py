@@ -66,6 +66,11 @@ def add(commands: Any) -> None:
     matrix.add_argument("-o", "--output", type=Path, default=Path("matrix"), metavar="DIR", help="where matrix.md and matrix.html go")
     matrix.set_defaults(run=_matrix)
 
+    summarize = actions.add_parser("summarize", help="what is kept of a platform's bundles: the counts of each family")
+    summarize.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="one platform's")
+    summarize.add_argument("-o", "--output", type=Path, metavar="DIR", help="where PLATFORM.json goes (default: with the suite)")
+    summarize.set_defaults(run=_summarize)
+
     selftest = actions.add_parser("selftest", help="show that the suite kills planted bugs and lets legal variants pass")
     selftest.add_argument("names", nargs="*", metavar="NAME", help="only these bugs and variants")
     selftest.add_argument("--quick", action="store_true", help="with the quick cases only")
@@ -92,10 +97,12 @@ def _selection(args: argparse.Namespace) -> Selection:
     from ..conformance.select import Selection
     from ..errors import ConfigError
 
+    if (jobs := getattr(args, "jobs", 1)) < 1:
+        raise ConfigError(f"--jobs {jobs}: at least 1")
     k, _, n = args.shard.partition("/")
     if not (k.isdecimal() and n.isdecimal()):
         raise ConfigError(f"--shard {args.shard}: write K/N, for instance 1/4")
-    return Selection(args.profile, args.quick, tuple(args.queries), (int(k), int(n)), args.covering)
+    return Selection(args.profile, args.quick, tuple(args.queries), (int(k), int(n)), covering=args.covering)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -170,6 +177,13 @@ def _matrix(args: argparse.Namespace) -> int:
 
     made = matrix.write(args.output, [bundle.verify(folder) for folder in args.bundles])
     print("\n".join(map(str, made)))
+    return 0
+
+
+def _summarize(args: argparse.Namespace) -> int:
+    from ..conformance import bundle, digest
+
+    print(digest.write([bundle.verify(folder) for folder in args.bundles], args.output or digest.FOLDER))
     return 0
 
 

@@ -26,7 +26,7 @@ class Selection:
     covering: int = 0
 
     def for_grade(self, grade: str) -> Selection:
-        """What runs under an interpreter or an emulator takes, for the quick list, the cases in which each value of each parameter occurs."""
+        """Under an interpreter or an emulator the quick list is what it takes for each value of each parameter to occur."""
         return self if grade == "device" or not self.quick else replace(self, quick=False, covering=1)
 
     @property
@@ -64,7 +64,8 @@ class Selection:
                 return kept
         if self.profile is None and ":" in query and not any(sign in query for sign in WILDCARDS):
             return [find(query)]
-        where = f"in the profile {self.profile}" if self.profile else "in the quick list" if self.quick else "among these" if self.covering else "at all"
+        where = "among these" if self.covering else "in the quick list" if self.quick else "at all"
+        where = f"in the profile {self.profile}" if self.profile else where
         raise ConfigError(f"no case matches {query!r} {where}. {suggest(query.partition(':')[0], FAMILIES)}")
 
 

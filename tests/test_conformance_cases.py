@@ -101,7 +101,8 @@ BROKEN: dict[str, tuple[type[Platform], str, str]] = {
     "fickle-supports": (but(kernels=kernel("linear", supports=Forgetful())), "contract.supports:op=linear", "asked twice"),
     "curt-refusal": (but(kernels=kernel("linear", supports=lambda spec: "no")), "contract.supports:op=linear", "a person can read"),
     "vague-refusal": (
-        but(kernels=kernel("linear", supports=lambda spec: "something is wrong here")), "contract.refusals:op=linear", "names no dtype"),
+        but(kernels=kernel("linear", supports=lambda spec: None if spec.dtype == "float16" else "something is wrong here")),
+        "contract.refusals:op=linear", "names no dtype"),
     "put": (but(put=lambda self, host: np.zeros_like(host)), "contract.put_fetch:dtype=float64", "or with other bits"),
     "memory": (but(memory=lambda self: Memory(total=1, free=2)), "contract.memory", "at most the total"),
     "close": (but(close=lambda self: self.__dict__.pop("_steps").shutdown()), "contract.close", "close() raised KeyError"),

@@ -642,7 +642,7 @@ SAMPLES, EDITS, LOGPROBS = 32, 8, 2
 
 def samples(vocab: int = 97, **settings: Any) -> tuple[Packed, Array, Any, Any]:
     """(packed, logits, and the host's views of batch and sampling); each setting is one value or one per sample."""
-    packed, batch, sampling = empty(BatchShape(1, 1, SAMPLES, (), 1, EDITS, LOGPROBS))
+    packed, batch, sampling = empty(BatchShape(1, 1, SAMPLES, (), 1, EDITS, logprobs=LOGPROBS))
     sampling.repetition[:], sampling.top_p[:], sampling.temperature[:] = 1.0, 1.0, 1.0
     sampling.seed_low[:] = np.arange(SAMPLES) * 7919 - 5
     sampling.seed_high[:], sampling.index[:], sampling.position[:] = -1, np.arange(SAMPLES) % 3, np.arange(SAMPLES) + 100

@@ -187,6 +187,24 @@ def test_the_quick_list_is_a_part_of_the_full_one_with_every_family() -> None:
     assert {case.family.name for case in quick_cases()} == {case.family.name for case in all_cases()}
 
 
+@pytest.mark.parametrize("strength", [1, 2])
+def test_a_covering_list_holds_all_that_the_full_one_has_of_so_many_parameters_together(strength: int) -> None:
+    chosen = Selection(queries=("norm.rms", "kv.write"), covering=strength).cases()
+    whole = Selection(queries=("norm.rms", "kv.write")).cases()
+    met, all_ = ({(case.family.name, *some) for case in cases for some in combinations(case.address.params, strength)}
+                 for cases in (chosen, whole))
+    assert met == all_
+    assert len(chosen) < len(whole) / 3
+
+
+def test_under_an_interpreter_the_quick_list_covers_each_value_once_and_a_bundle_says_so() -> None:
+    quick = Selection(quick=True)
+    assert quick.for_grade("device") == quick
+    assert quick.for_grade("interpreted") == Selection(covering=1)
+    assert "any 1 of the parameters" in quick.for_grade("interpreted").partial
+    assert Selection("core").for_grade("interpreted") == Selection("core")
+
+
 def test_a_manifest_s_hash_is_of_its_addresses_in_any_order() -> None:
     cases = Selection(queries=("lookup.derive",)).cases()
     assert manifest_hash(cases) == manifest_hash(cases[::-1]) != manifest_hash(cases[1:])

@@ -17,11 +17,11 @@ from inferplane.platforms import registry  # noqa: E402
 from inferplane.platforms.contract import Options  # noqa: E402
 from inferplane.platforms.cuda import Cuda  # noqa: E402
 from inferplane.platforms.families.triton import interpreted, launches, platform, rows_kernel, target  # noqa: E402
+from inferplane.platforms.families.triton.device import on_chip  # noqa: E402
 from inferplane.platforms.families.triton.launches import Launch, launch_of  # noqa: E402
 from inferplane.platforms.rocm import Rocm  # noqa: E402
 
 PROMPTS = ["The capital of France is", "Repeat after me: blue, green,"]
-GREEDY = SamplingParams(max_tokens=10, temperature=0.0)
 DRAWN = [SamplingParams(max_tokens=6, temperature=0.9, top_k=20, top_p=0.9, seed=3), SamplingParams(max_tokens=6, min_p=0.05, seed=4)]
 
 
@@ -30,20 +30,9 @@ def tokens(name: str, params: Any) -> list[Any]:
     return [output.outputs[0].token_ids for output in llm.generate(PROMPTS, params)]
 
 
-@pytest.fixture(scope="module")
-def reference() -> dict[str, list[Any]]:
-    return {"greedy": tokens("reference", GREEDY), "drawn": tokens("reference", DRAWN)}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cuda:interpreted", "rocm:interpreted"])
-def test_the_embedded_model_gives_the_references_greedy_tokens(name: str, reference: dict[str, list[Any]]) -> None:
-    assert tokens(name, GREEDY) == reference["greedy"]
-
-
-@pytest.mark.slow
-def test_the_embedded_model_draws_the_references_tokens(reference: dict[str, list[Any]]) -> None:
-    assert tokens("cuda:interpreted", DRAWN) == reference["drawn"]
+def test_the_embedded_model_draws_the_references_tokens() -> None:
+    assert tokens("cuda:interpreted", DRAWN) == tokens("reference", DRAWN)
 
 
 def test_an_interpreted_platform_says_so_in_its_grade() -> None:
@@ -54,6 +43,14 @@ def test_an_interpreted_platform_says_so_in_its_grade() -> None:
         assert opened.capabilities.buckets is None
     finally:
         opened.close()
+
+
+@pytest.mark.parametrize("name", ["allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"])
+def test_on_a_chip_the_vendors_library_keeps_its_partial_sums_in_float32(name: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    setattr(matmul, name, True)
+    on_chip(torch.device("cuda", 0))
+    assert getattr(matmul, name) is False
 
 
 class TestTheProbe:

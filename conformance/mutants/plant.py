@@ -51,7 +51,7 @@ FAMILIES = {
     "add": ("elementwise.add",), "multiply": ("elementwise.multiply",), "scale": ("elementwise.scale",),
     "activation": ("activation.plain",), "gated_activation": ("activation.gated",),
     "rms_norm": ("norm.rms",), "layer_norm": ("norm.layer",), "add_rms_norm": ("norm.add_rms",),
-    "rope": ("rope.",), "linear": ("linear.plain",), "gated_linear": ("linear.gated",),
+    "rope": ("rope.plain",), "qkv_rope_write": ("rope.written",), "linear": ("linear.plain",), "gated_linear": ("linear.gated",),
     "quantized": ("linear.int8", "linear.int4", "linear.fp8"), "router": ("experts.router",), "moe": ("experts.moe",),
     "sample": ("sample.",), "write_kv": ("kv.write",), "blocks": ("kv.", "contract."), "attention": ("attention.",),
 }

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ...ops import AddRmsNorm, LayerNorm, RmsNorm, Rope
+from ...ops import AddRmsNorm, LayerNorm, QkvRopeWrite, RmsNorm, Rope
 from ...ops.elementwise import FORMULAS
 from .plant import Run, Variant, kernel, stateful
 
@@ -163,6 +163,14 @@ def _by_place(spec: Rope, at: Array) -> Array:
     return spec.angles(at[:1] + np.arange(len(at)))
 
 
+def turn_and_write(spec: QkvRopeWrite, q: Array, k: Array, v: Array, cell: Any, batch: Any, *,
+                   key: Callable[[QkvRopeWrite, Array, Any], Array] = lambda spec, k, batch: turn(spec.key, k, batch),
+                   value: Callable[[QkvRopeWrite, Array, Any], Array] = lambda spec, v, batch: v) -> Array:
+    """Each of the three can be got wrong."""
+    spec.write.reference(key(spec, k, batch), value(spec, v, batch), cell, batch)
+    return turn(spec.query, q, batch)
+
+
 def rope(name: str, source: str, **wrong: Any) -> Variant:
     return kernel(name, "rope", source, partial(turn, **wrong))
 
@@ -185,6 +193,17 @@ ROPE = [
     kernel("unturned_dims_scaled", "rope", OURS, _rest_scaled),
     kernel("unturned_dims_zero", "rope", OURS,
            lambda spec, x, batch: np.where(np.arange(spec.head_dim) < 2 * len(spec.frequencies), turn(spec, x, batch), 0).astype(x.dtype)),
+]
+
+
+QKV_ROPE_WRITE = [
+    kernel("key_written_unturned", "qkv_rope_write", OURS, partial(turn_and_write, key=lambda spec, k, batch: k)),
+    kernel("key_turned_twice", "qkv_rope_write", OURS,
+           partial(turn_and_write, key=lambda spec, k, batch: turn(spec.key, turn(spec.key, k, batch), batch))),
+    kernel("key_in_bfloat16", "qkv_rope_write", OURS,
+           partial(turn_and_write, key=lambda spec, k, batch: bf16(turn(spec.key, k, batch)).astype(k.dtype))),
+    kernel("value_scaled_like_the_key", "qkv_rope_write", OURS,
+           partial(turn_and_write, value=lambda spec, v, batch: (v * spec.key.scale).astype(v.dtype))),
 ]
 
 
@@ -324,4 +343,4 @@ def _forgetting(spec: Any, batch: Any, state: Any) -> Any:
     return derived
 
 
-BUGS: Sequence[Variant] = (*NORMS, *ROPE, *ELEMENTWISE, *LOOKUP)
+BUGS: Sequence[Variant] = (*NORMS, *ROPE, *QKV_ROPE_WRITE, *ELEMENTWISE, *LOOKUP)

@@ -39,7 +39,11 @@ def on_chip(device: torch.device) -> Start:
     """On torch's current stream of that device, compiled at the first use of each combination of types.
 
     The current device belongs to a thread, and steps may be started from another one than the platform was opened in.
+    The vendor's library may otherwise round partial sums to 16 bits, which the ops' definition does not.
     """
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
     def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], launch: Launch) -> None:
         with torch.cuda.device(device):
             kernel[grid](*arguments, **constants, **launch.options)

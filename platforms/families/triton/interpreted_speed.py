@@ -138,11 +138,11 @@ def _block_type(self: Any, element_ty: Any, shape: Any) -> None:
         self.__dict__.update(made)
 
 
-def _tensor(self: Any, handle: Any, type: Any) -> None:
-    made = TENSORS.get(type.name)
+def _tensor(self: Any, handle: Any, kind: Any) -> None:
+    made = TENSORS.get(kind.name)
     if made is None:
-        _new_tensor(self, handle, type)
-        TENSORS[type.name] = {name: value for name, value in self.__dict__.items() if name != "handle"}
+        _new_tensor(self, handle, kind)
+        TENSORS[kind.name] = {name: value for name, value in self.__dict__.items() if name != "handle"}
     else:
         self.__dict__.update(made)
         self.handle = handle
