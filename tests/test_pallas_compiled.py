@@ -18,6 +18,7 @@ from jax.experimental import topologies  # noqa: E402
 
 CALLS = Calls(interpret=False)
 CHIPS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+TOKENS_CHIPS = (*((8, chip) for chip in CHIPS), (512, "v5e:2x2"))
 DECODE, PREFILL = BatchShape(64, 64, 64, (256,), 1), BatchShape(512, 8, 8, (64,), 512)
 
 
@@ -35,7 +36,8 @@ def array(dtype: str, *shape: int) -> Any:
 
 
 def attention_of(heads: int, kv_heads: int, key_dim: int, value_dim: int, **given: Any) -> Attention:
-    return Attention(heads=Dim(heads), kv_heads=Dim(kv_heads), key_dim=key_dim, value_dim=value_dim, scale=0.1, **{"dtype": "bfloat16", **given})
+    sizes = dict(heads=Dim(heads), kv_heads=Dim(kv_heads), key_dim=key_dim, value_dim=value_dim)
+    return Attention(**{**sizes, "scale": 0.1, "dtype": "bfloat16", **given})
 
 
 ATTENTION = {
@@ -47,8 +49,8 @@ ATTENTION = {
 }
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("shape", [DECODE, PREFILL], ids=["decode", "prefill"])
+@pytest.mark.parametrize(("shape", "chip"), [*((DECODE, chip) for chip in CHIPS), (PREFILL, "v5e:2x2")],
+                         ids=[*(f"decode-{chip}" for chip in CHIPS), "prefill-v5e:2x2"])
 @pytest.mark.parametrize("spec", ATTENTION.values(), ids=ATTENTION)
 def test_attention_compiles_for_the_chip(spec: Attention, shape: BatchShape, chip: str) -> None:
     held = spec.kv_dtype or spec.dtype
@@ -80,8 +82,7 @@ def test_a_cache_of_whole_tiles_is_read_where_it_lies() -> None:
 SCHEMES = ("int8", "int8:a8", "int4:g128:float16", "int4:g32:zeros:a8g32", "float8_e4m3fn:g128:r128:af8g128", "float8_e4m3fn:af8")
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("tokens", [8, 512], ids=["decode", "prefill"])
+@pytest.mark.parametrize(("tokens", "chip"), TOKENS_CHIPS, ids=[f"{tokens}-{chip}" for tokens, chip in TOKENS_CHIPS])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_quantized_products_compile_for_the_chip(scheme: str, tokens: int, chip: str) -> None:
     spec = Linear(input=Dim(4096), outputs=(Dim(4096), Dim(1024)), dtype="bfloat16", scheme=Scheme.parse(scheme))
@@ -93,8 +94,7 @@ def test_quantized_products_compile_for_the_chip(scheme: str, tokens: int, chip:
     assert "tpu_custom_call" in text
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("tokens", [8, 512], ids=["decode", "prefill"])
+@pytest.mark.parametrize(("tokens", "chip"), TOKENS_CHIPS, ids=[f"{tokens}-{chip}" for tokens, chip in TOKENS_CHIPS])
 def test_experts_compile_for_the_chip(tokens: int, chip: str) -> None:
     spec = Moe(experts=Dim(32), embed=2880, mlp=Dim(2880), top_k=4, activation="silu", dtype="bfloat16", bias=True, limit=7.0, alpha=1.702)
     weight = [array("bfloat16", 32, 2880, 2880)] * 3 + [array("bfloat16", 32, 1, 2880)] * 3

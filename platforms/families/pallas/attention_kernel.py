@@ -75,10 +75,11 @@ class Facts(NamedTuple):
 
 
 def attention_kernel(shape: Shape, names: tuple[str, ...], *refs: Any) -> None:
-    """names: what `refs` are, in order. facts [6 * (tiles + 1)]. table, next_table [1, 1, blocks]: of this tile's row, and of the next one's.
+    """names: what `refs` are, in order.
 
-    q [1, kv_heads, lanes, key_dim]. sinks, slopes [kv_heads, lanes, 1], where there are any. out [1, kv_heads, lanes, value_dim].
-    semaphores [streams, 2]. k_buffer, ... [2, kv_heads, turn, dim].
+    facts [6 * (tiles + 1)]. table, next_table [1, 1, blocks]: of this tile's row, and of the next tile's. q [1, kv_heads, lanes, key_dim].
+    sinks, slopes [kv_heads, lanes, 1], where there are any. out [1, kv_heads, lanes, value_dim]. semaphores [streams, 2].
+    k_buffer, ... [2, kv_heads, turn, dim].
     """
     ref = dict(zip(names, refs, strict=True))
     tile, chunk = pl.program_id(0), pl.program_id(1)
@@ -122,7 +123,11 @@ def _blocks(shape: Shape, facts: Facts, turn: Any) -> Any:
 
 
 def _each(count: Any, act: Callable[[Any], None]) -> None:
-    jax.lax.fori_loop(0, count, lambda place, carry: (act(place), carry)[1], 0)
+    def one(place: Any, carry: Any) -> Any:
+        act(place)
+        return carry
+
+    jax.lax.fori_loop(0, count, one, 0)
 
 
 def _fetch(shape: Shape, ref: dict[str, Any], facts: Facts, chunk: Any, turn: Any, slot: Any, block: Callable[[Any], Any]) -> None:

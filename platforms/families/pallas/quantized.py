@@ -126,8 +126,8 @@ def prepare(device: Any, spec: Linear, parts: Sequence[Any]) -> Packed:
         rows = [_rows(np.asarray(getattr(part, name), np.float32), scheme, len(part.codes)) for part in weights]
         return _per_segment(laid, np.concatenate(rows))
 
-    made = Packed(codes, spread("scales"), spread("zeros") if scheme.zeros else None, bias)  # type: ignore[arg-type]
-    return Packed(*(None if one is None else jax.device_put(one, device) for one in made))  # type: ignore[arg-type]
+    made = Packed(codes, spread("scales"), spread("zeros") if scheme.zeros else None, bias)
+    return Packed(*(None if one is None else jax.device_put(one, device) for one in made))
 
 
 def _codes(laid: Layout, codes: np.ndarray[Any, Any], int4: bool) -> np.ndarray[Any, Any]:
