@@ -202,7 +202,8 @@ def test_a_conversation_goes_on_with_what_clients_send_back(app: Any, serving: M
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {}}}}}
     call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": "{\"city\": \"Paris\"}"}}
     messages = [
-        {"role": "developer", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "What is the weather in Paris?"}]},
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "What is the weather in Paris?"}]},
         {"role": "assistant", "content": None, "refusal": None, "annotations": [], "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
     ]

@@ -87,7 +87,8 @@ BOMBS = {
     "deep": b'{"prompt": ' + b"[" * 90_000, "deep-and-closed": b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
     "deep-objects": b'{"metadata": ' + b'{"a":' * 20_000, "a-long-number": b'{"prompt": "a", "seed": ' + b"9" * 100_000 + b"}",
     "a-long-fraction": b'{"prompt": "a", "temperature": 0.' + b"9" * 100_000 + b"e99999999999}",
-    "two-values": b'{"prompt": "a"}{}', "a-nul": b'{"prompt": "a"}\x00', "many-stops": json.dumps({"prompt": "a", "stop": ["s"] * 65}).encode(),
+    "two-values": b'{"prompt": "a"}{}', "a-nul": b'{"prompt": "a"}\x00',
+    "many-stops": json.dumps({"prompt": "a", "stop": ["s"] * 65}).encode(),
     "many-biases": json.dumps({"prompt": "a", "logit_bias": {str(i): 1 for i in range(1025)}}).encode(),
     "many-prompts": json.dumps({"prompt": ["a"] * 2049}).encode(), "text-as-ids": b'{"prompt": ["a", [1], {}]}',
 }
@@ -147,8 +148,9 @@ def test_a_model_that_is_not_served_is_the_client_s_not_found_error(app: Any, se
     serving.run(main())
 
 
-@pytest.mark.parametrize("authorization", ["", "Bearer wrong", "Bearer", "Basic abc", "correct horse battery staple", "Bearer \xff\xfe", "Bearer " + "k" * 9000],
-                         ids=["none", "wrong", "empty", "basic", "bare", "bytes", "long"])
+@pytest.mark.parametrize("authorization", [
+    "", "Bearer wrong", "Bearer", "Basic abc", "correct horse battery staple", "Bearer \xff\xfe", "Bearer " + "k" * 9000,
+], ids=["none", "wrong", "empty", "basic", "bare", "bytes", "long"])
 @pytest.mark.parametrize("path", [CHAT, "/v1/models", "/tokenize", "/nothing"])
 def test_without_the_key_nothing_opens(app: Any, serving: ModuleType, path: str, authorization: str) -> None:
     headers = {"authorization": authorization.encode("latin-1")} if authorization else {"authorization": ""}
@@ -165,7 +167,9 @@ def test_a_wrong_key_is_the_client_s_authentication_error(app: Any, serving: Mod
     serving.run(main())
 
 
-def test_what_nobody_foresaw_is_a_500_that_tells_nothing(serving: ModuleType, engine: AsyncEngine, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_nobody_foresaw_is_a_500_that_tells_nothing(
+    serving: ModuleType, engine: AsyncEngine, caplog: pytest.LogCaptureFixture,
+) -> None:
     app = serving.App(engine)
 
     class Broken:
