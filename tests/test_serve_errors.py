@@ -10,7 +10,7 @@ import openai
 import pytest
 from inferplane import AsyncEngine
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 JSON = {"content-type": "application/json"}
 
@@ -64,6 +64,12 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
     "a-gap": (TEXT, {"prompt": "a", "suffix": "b"}, "unsupported_value", "suffix"),
     "the-best-of-many": (TEXT, {"prompt": "a", "best_of": 5}, "unsupported_value", "best_of"),
     "echo-with-logprobs": (TEXT, {"prompt": "a", "echo": True, "logprobs": 1}, "unsupported_value", "echo"),
+    "a-stored-answer": (RESPONSES, {"input": "a", "previous_response_id": "r"}, "unsupported_value", "previous_response_id"),
+    "to-be-stored": (RESPONSES, {"input": "a", "store": True}, "unsupported_value", "store"),
+    "a-tool-of-a-response": (RESPONSES, {"input": "a", "tools": [{"type": "web_search"}]}, "unsupported_value", "tools"),
+    "an-item": (RESPONSES, {"input": [{"type": "function_call_output", "output": "a"}]}, "unsupported_value", "input[0]"),
+    "a-picture-of-a-response": (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+                                "unsupported_content", "input[0].content"),
     "nothing-to-tokenize": ("/tokenize", {}, "missing_required_parameter", "prompt"),
     "tokens-of-text": ("/detokenize", {"tokens": ["a"]}, "invalid_type", "tokens[0]"),
 }
@@ -74,7 +80,7 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
 def test_a_wrong_request_is_a_400_that_names_the_parameter(
     app: Any, serving: ModuleType, path: str, body: Any, code: str, param: str | None, stream: bool,
 ) -> None:
-    body = {**body, "stream": True} if stream and path in (CHAT, TEXT) else body
+    body = {**body, "stream": True} if stream and path in (CHAT, TEXT, RESPONSES) else body
     error = serving.assert_error(app.post(path, body), 400, code)
     assert error["param"] == param or param is None
     assert error["type"] == "invalid_request_error"
@@ -95,7 +101,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-@pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", [CHAT, TEXT, RESPONSES, "/tokenize", "/detokenize"])
 def test_a_json_bomb_bounces(app: Any, serving: ModuleType, path: str, bomb: bytes) -> None:
     serving.assert_error(app.ask("POST", path, content=bomb, headers={**app.headers, **JSON}), 400)
 
