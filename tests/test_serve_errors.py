@@ -52,6 +52,7 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
     "an-empty-stop": (CHAT, {**HELLO, "stop": [""]}, "invalid_value", None),
     "a-call-that-must-be": (CHAT, {**HELLO, "tool_choice": "required"}, "unsupported_value", "tool_choice"),
     "a-schema": (CHAT, {**HELLO, "response_format": {"type": "json_object"}}, "unsupported_value", "response_format"),
+    "metadata-without-end": (RESPONSES, {"input": "a", "metadata": {"a": 1}}, "invalid_type", "metadata.a"),
     "sound": (CHAT, {**HELLO, "modalities": ["audio"]}, "unsupported_value", "modalities"),
     "a-template's-own-variable": (CHAT, {**HELLO, "chat_template_kwargs": {"messages": []}}, "invalid_value", "chat_template_kwargs"),
     "too-long": (TEXT, {"prompt": [5] * 2048}, "context_length_exceeded", None),

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .base import Asked, StreamOptions
+from .base import Asked, Metadata, StreamOptions
 
 
 class Item(BaseModel):
@@ -56,7 +56,7 @@ class ResponsesForm(Asked):
 
     # Known to OpenAI's clients, and without influence on the answer.
     user: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
