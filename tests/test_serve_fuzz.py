@@ -72,11 +72,11 @@ def _mutate(draw: random.Random, body: Any) -> None:
         del place[key]
     elif kind == 1 and isinstance(place, dict):
         name = draw.choice(["unknown", "", "type", "n", "best_of", "echo", "suffix", "response_format", str(key).upper()])
-        place[name] = draw.choice(ODD)
+        place[name] = copy.deepcopy(draw.choice(ODD))
     elif kind == 2:
         place[key] = [place[key]]
     else:
-        place[key] = draw.choice(ODD)
+        place[key] = copy.deepcopy(draw.choice(ODD))
 
 
 def test_no_mutated_request_is_the_server_s_failure(serving: ModuleType) -> None:
