@@ -38,6 +38,7 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
     "a-number-as-text": (CHAT, {**HELLO, "temperature": "1"}, "invalid_type", "temperature"),
     "too-cold": (CHAT, {**HELLO, "temperature": -1}, "invalid_value", "temperature"),
     "top-p": (CHAT, {**HELLO, "top_p": 0}, "invalid_value", "top_p"),
+    "top-k-beyond-any-token": (CHAT, {**HELLO, "top_k": 2**31}, "invalid_value", "top_k"),
     "no-answers": (CHAT, {**HELLO, "n": 0}, "invalid_value", "n"),
     "too-many-answers": (CHAT, {**HELLO, "n": 129}, "invalid_value", "n"),
     "answers-beyond-the-queue": (CHAT, {**HELLO, "n": 120}, "too_many_sequences", "n"),
