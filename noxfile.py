@@ -55,6 +55,13 @@ def neutral(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """10,000 mutated requests to the server, of which CI sends 400."""
+    session.install(*CONSTRAINTS, ".[dev,serve]")
+    session.run("pytest", "tests/test_serve_fuzz.py", *session.posargs, env={"SERVE_FUZZ_REQUESTS": "10000", "OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session
 def conformance(session: nox.Session) -> None:
     """The quick list of the suite on the platforms that run here: `nox -s conformance -- --platform cpu attention`."""
     session.install(*CONSTRAINTS, ".")

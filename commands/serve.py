@@ -29,8 +29,8 @@ then, from anywhere:
   OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="secret")      # the official client, unchanged
 
 what it answers:
-  /v1/chat/completions /v1/completions /v1/models /tokenize /detokenize        with a key, if there is one
-  /health /ready /version /metrics                                            without
+  /v1/chat/completions /v1/completions /v1/responses /v1/models /tokenize /detokenize      with a key, if there is one
+  /health /ready /version /metrics /openapi.json                                           without
 
 A file given with --config has a table [serve] with these options' names (max_queue = 64) beside [model], [cache],
 [scheduling] and [execution]. Options go before the environment, and that before the file.

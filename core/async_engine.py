@@ -35,6 +35,7 @@ class AsyncEngine:
         self.config = EngineConfig.resolve({"model": model, **settings}, Environment.read())
         with bar(show_progress) as progress:
             self.started: Started = start(self.config, source=source, progress=progress)
+        self._mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = weakref.WeakKeyDictionary()
         weakref.finalize(self, self.started.engine.forget)
 
     def generate(
@@ -59,7 +60,8 @@ class AsyncEngine:
     async def _outputs(
         self, checked: CheckedPrompt, growth: Growth, priority: int, tenant: str, salt: Salt | None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        answers = _Answers(asyncio.get_running_loop(), merged=growth == "latest")
+        loop = asyncio.get_running_loop()
+        answers = _Answers(self._mailboxes.setdefault(loop, _Mailbox(loop)), merged=growth == "latest")
         name = self.engine.submit(checked, answers.post, stream=growth != "end", priority=priority, tenant=tenant, salt=salt)
         ended = False
         try:
@@ -94,19 +96,41 @@ class AsyncEngine:
         await asyncio.to_thread(self.close)
 
 
-class _Answers:
-    """From the engine's thread to one event loop. merged: what nobody took yet is one output, so that a slow reader costs no memory."""
+class _Mailbox:
+    """From the engine's thread to one event loop, which is woken once for all that a step gave."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, merged: bool) -> None:
-        self._loop, self._merged = loop, merged
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._woken = loop, False
+        self._posted: deque[tuple[_Answers, Answer]] = deque()
+
+    def post(self, to: _Answers, answer: Answer) -> None:
+        """On the engine's thread."""
+        self._posted.append((to, answer))
+        if not self._woken:
+            self._woken = True
+            with suppress(RuntimeError):  # the loop was closed, so nobody waits
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        """On the loop. What is posted from here on wakes it again."""
+        self._woken = False
+        while self._posted:
+            to, answer = self._posted.popleft()
+            to.put(answer)
+
+
+class _Answers:
+    """One request's. merged: what nobody took yet is one output, so that a slow reader costs no memory."""
+
+    def __init__(self, mailbox: _Mailbox, merged: bool) -> None:
+        self._mailbox, self._merged = mailbox, merged
         self._arrived = asyncio.Event()
         self._waiting: deque[Answer] = deque()
 
     def post(self, answer: Answer) -> None:
-        with suppress(RuntimeError):  # the loop was closed, so nobody waits
-            self._loop.call_soon_threadsafe(self._put, answer)
+        self._mailbox.post(self, answer)
 
-    def _put(self, answer: Answer) -> None:
+    def put(self, answer: Answer) -> None:
         last = self._waiting[-1] if self._merged and self._waiting else None
         if isinstance(answer, RequestOutput) and isinstance(last, RequestOutput):
             self._waiting[-1] = answer.since(last)

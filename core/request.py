@@ -116,7 +116,7 @@ class SamplingParams:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise _wrong("min_tokens", f"at most max_tokens, {self.max_tokens}", self.min_tokens, "Lower it or raise max_tokens.")
         put("temperature", _real("temperature", self.temperature, 0.0, math.inf, "Use 0 for greedy."))
-        put("top_k", max(0, _integer("top_k", self.top_k, -1, None, "Use 0 or -1 to turn it off.")))
+        put("top_k", max(0, _integer("top_k", self.top_k, -1, MAX_TOKEN_ID, "Use 0 or -1 to turn it off.")))
         put("top_p", _real("top_p", self.top_p, 0.0, 1.0, "Use 1.0 to turn it off.", open_low=True))
         put("min_p", _real("min_p", self.min_p, 0.0, 1.0, "Use 0.0 to turn it off."))
         put("repetition_penalty", _real("repetition_penalty", self.repetition_penalty, 0.0, math.inf,

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request
@@ -23,7 +24,7 @@ from .service import Service
 from .stream import ENCODE, Event, EventStream
 
 INLINE_BYTES = 16 << 10
-"""A body up to this size is made ready on the event loop; a larger one on a thread, so that nobody waits for its tokens."""
+"""A body up to this size is made ready on the event loop; a larger one, and any grammar, on a thread, so that nobody waits for it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Reply(ABC):
 
 
 F = TypeVar("F", bound=Asked)
+T = TypeVar("T")
 
 
 class Answering(Generic[F]):
@@ -77,9 +79,10 @@ class Answering(Generic[F]):
             service.gate.enter(key, form.sequences, service.config.request_timeout_seconds) as visit,
             while_connected(visit, receive),
         ):
-            inline = len(body) <= INLINE_BYTES
-            reply = self.reply(service, form) if inline else await asyncio.to_thread(self.reply, service, form)
-            growths = [self._growth(reply, prompt, key) for prompt in reply.ask.prompts]
+            long = len(body) > INLINE_BYTES
+            reply = await _done(long, partial(self.reply, service, form))
+            compiled = reply.ask.params.structured_outputs is not None
+            growths = await _done(long or compiled, lambda: [self._growth(reply, prompt, key) for prompt in reply.ask.prompts])
             if reply.streamed:
                 stream = EventStream(send, visit, done=reply.done, send_timeout_seconds=service.config.send_timeout_seconds)
                 await stream.run(_events(reply, growths))
@@ -95,6 +98,10 @@ class Answering(Generic[F]):
             asked, ask.params, priority=ask.priority, tenant=key, growth="latest" if reply.streamed else "end",
         )
         return _metered(outputs, Meter(self.service.metrics, ask.params, streamed=reply.streamed))
+
+
+async def _done(aside: bool, work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work) if aside else work()
 
 
 async def _metered(outputs: AsyncGenerator[RequestOutput, None], meter: Meter) -> AsyncGenerator[RequestOutput, None]:

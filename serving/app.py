@@ -13,12 +13,15 @@ from .answering import Answering
 from .fallback import Fallback, http_error
 from .guard import Guard
 from .journal import Journal
+from .openapi import openapi
 from .protocol.chat import ChatForm
 from .protocol.completions import CompletionForm
+from .protocol.responses import ResponsesForm
 from .routes.chat import ChatReply
 from .routes.completions import CompletionReply
 from .routes.health import Health
 from .routes.models import Models
+from .routes.responses import ResponsesReply
 from .routes.tokens import Tokens
 from .service import Service
 
@@ -45,6 +48,7 @@ def _routes(service: Service) -> Sequence[BaseRoute]:
     return [
         Route("/v1/chat/completions", Answering(service, ChatForm, ChatReply), methods=["POST"]),
         Route("/v1/completions", Answering(service, CompletionForm, CompletionReply), methods=["POST"]),
+        Route("/v1/responses", Answering(service, ResponsesForm, ResponsesReply), methods=["POST"]),
         Route("/v1/models", models.every),
         Route("/v1/models/{name:path}", models.one),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
@@ -53,4 +57,5 @@ def _routes(service: Service) -> Sequence[BaseRoute]:
         Route("/ready", health.ready),
         Route("/version", health.version),
         Route("/metrics", health.metrics),
+        Route("/openapi.json", openapi),
     ]

@@ -7,7 +7,7 @@ from .errors import Refused
 from .keys import Keys
 
 OPEN = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json"})
-"""For probes and scrapers. Whatever else there is, or is added one day, needs a key."""
+"""For probes, scrapers and readers. Whatever else there is, or is added one day, needs a key."""
 
 
 class Guard:

@@ -47,7 +47,6 @@ class Meter:
             gap = (now - self._last[place]) / tokens
             for _ in range(tokens):
                 self._metrics.between.observe(gap)
-                self._metrics.between_older.observe(gap)
         self._last[place] = now
 
     def _end(self, output: RequestOutput) -> None:

@@ -36,7 +36,6 @@ class Metrics:
 
         self.first_token = histogram("vllm:time_to_first_token_seconds", "From a request's arrival to its first token.", FIRST)
         self.between = histogram("vllm:inter_token_latency_seconds", "Between two tokens of a streamed answer.", BETWEEN)
-        self.between_older = histogram("vllm:time_per_output_token_seconds", "The same, by its older name.", BETWEEN)
         self.mean_between = histogram("vllm:request_time_per_output_token_seconds", "An answer's mean time per further token.", BETWEEN)
         self.whole = histogram("vllm:e2e_request_latency_seconds", "From a request's arrival to its end.", WHOLE)
         self.prompt_sizes = histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", TOKENS)
@@ -49,6 +48,7 @@ class Metrics:
                         registry=self.registry)
         self.ended = {reason: ended.labels(model_name, reason) for reason in ("stop", "length", "abort")}
         self.registry.register(self._figures)
+        self.registry.register(Renamed(self.between, "vllm:time_per_output_token_seconds", model_name))
         ProcessCollector(registry=self.registry)
 
     async def scrape(self) -> bytes:
@@ -61,6 +61,24 @@ class Metrics:
         if self._figures.answers:
             self._figures.stats = self._asking.result()
         return generate_latest(self.registry)
+
+
+class Renamed(Collector):
+    """A histogram once more, by its older name."""
+
+    def __init__(self, histogram: Histogram, name: str, model_name: str) -> None:
+        self._histogram, self._name, self._model = histogram, name, model_name
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._histogram.collect():
+            renamed = Metric(self._name, family.documentation, family.type)
+            for sample in family.samples:
+                name = sample.name.replace(family.name, self._name, 1)
+                renamed.add_sample(name, {**sample.labels, "model_name": self._model}, sample.value)
+            yield renamed
 
 
 class Figures(Collector):

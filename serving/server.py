@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from ..errors import ConfigError
 from .config import ServeConfig
+from .connection import Connection
 from .errors import Refused
 from .service import Service
 from .watch import fail_all, until_broken
@@ -27,7 +28,6 @@ LEAVE_SECONDS = 2.0
 MOST_LEAVE_SECONDS = 8.0
 """After that the process ends, whatever still holds it."""
 BACKLOG = 2048
-MOST_HEADER_BYTES = 64 << 10
 
 
 def bind(config: ServeConfig) -> socket.socket:
@@ -62,7 +62,7 @@ def run(app: Starlette, service: Service, bound: socket.socket, ready: Callable[
     config = service.config
     server = Server(uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, lifespan="off", backlog=BACKLOG,
-        timeout_graceful_shutdown=int(LEAVE_SECONDS), h11_max_incomplete_event_size=MOST_HEADER_BYTES, ws="none",
+        timeout_graceful_shutdown=int(LEAVE_SECONDS), http=Connection, ws="none",
         ssl_certfile=config.tls_cert, ssl_keyfile=config.tls_key, proxy_headers=False,
     ), service, ready)
     server.run([bound])

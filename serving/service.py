@@ -1,10 +1,13 @@
 """Service: the engine with what stands around it, handed to every route."""
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+from .. import __version__
 from ..core.async_engine import AsyncEngine
 from ..core.tokenizer import Tokenizer
 from ..errors import RequestError
@@ -38,6 +41,13 @@ class Service:
         running = engine.config.scheduler(engine.started.loaded.max_model_len).max_num_seqs
         gate = Gate(running=running, queue=config.max_queue, per_key=config.max_sequences_per_key)
         return cls(engine, config, names, gate, Keys(config.api_keys), Metrics(engine, gate, names[0]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with whatever may change the tokens that a seed draws."""
+        loaded = self.engine.started.loaded
+        said = f"{__version__} {loaded.platform.name} {loaded.fingerprint} {loaded.model.dtype}"
+        return f"fp_{hashlib.sha256(said.encode()).hexdigest()[:10]}"
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from .errors import ClientGone, refused
 from .gate import Visit
 
 KEEP_ALIVE_SECONDS = 15.0
-"""So often a client hears that its first token is still to come."""
+"""Of silence, after which a client is told that it still waits rightly."""
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"),
 )
@@ -40,14 +41,15 @@ class EventStream:
     def __init__(self, send: Send, visit: Visit, *, done: str, send_timeout_seconds: float) -> None:
         self._send, self._visit, self._done, self._timeout_seconds = send, visit, done, send_timeout_seconds
         self._started = False
+        self._written = time.monotonic()
+        self._writing = False
 
     async def run(self, batches: AsyncGenerator[Sequence[Event], None]) -> None:
         """An error before anything was sent is raised, so that it can be a status; a later one is told as an event."""
-        waiting = asyncio.create_task(self._wait_aloud())
+        pace = asyncio.create_task(self._keep_pace())
         try:
             async with aclosing(batches):
                 async for batch in batches:
-                    waiting.cancel()
                     if batch:
                         await self._write("".join([event.encode() for event in batch]))
             await self._write(self._done, last=True)
@@ -57,19 +59,26 @@ class EventStream:
                 raise
             await self._write(Event(refused(reason).body()).encode() + self._done, last=True)
         finally:
-            waiting.cancel()
+            pace.cancel()
 
-    async def _wait_aloud(self) -> None:
+    async def _keep_pace(self) -> None:
+        """Beside the writing, so that no piece pays for a timer: a silent model is covered for, a deaf client is left."""
         while True:
-            await asyncio.sleep(KEEP_ALIVE_SECONDS)
-            await self._write(": waiting\n\n")
+            await asyncio.sleep(min(KEEP_ALIVE_SECONDS, self._timeout_seconds) / 2)
+            silent_seconds = time.monotonic() - self._written
+            if self._writing and silent_seconds > self._timeout_seconds:
+                self._visit.end(ClientGone())
+            elif not self._writing and silent_seconds > KEEP_ALIVE_SECONDS:
+                await self._write(": waiting\n\n")
 
     async def _write(self, text: str, last: bool = False) -> None:
+        self._written, self._writing = time.monotonic(), True
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                if not self._started:
-                    self._started = True
-                    await self._send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
-                await self._send({"type": "http.response.body", "body": text.encode(), "more_body": not last})
-        except (TimeoutError, OSError):
+            if not self._started:
+                self._started = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+            await self._send({"type": "http.response.body", "body": text.encode(), "more_body": not last})
+        except OSError:
             raise ClientGone from None
+        finally:
+            self._writing = False

@@ -1,15 +1,12 @@
 """What the wording of every API shares: ids, usage, and log-probabilities as OpenAI writes them."""
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import __version__
 from ..core.output import CompletionOutput, Logprob, RequestOutput
 from ..core.tokenizer import Tokenizer
-from .service import Service
 
 LOWEST_LOGPROB = -9999.0
 """JSON has no minus infinity; OpenAI's own stand-in."""
@@ -19,13 +16,6 @@ Entry = Mapping[int, Logprob]
 
 def new_id(prefix: str) -> str:
     return f"{prefix}-{secrets.token_hex(16)}"
-
-
-def fingerprint(service: Service) -> str:
-    """Changes with whatever may change the tokens that a seed draws."""
-    loaded = service.engine.started.loaded
-    said = f"{__version__} {loaded.platform.name} {loaded.fingerprint} {loaded.model.dtype}"
-    return f"fp_{hashlib.sha256(said.encode()).hexdigest()[:10]}"
 
 
 def usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:

@@ -42,8 +42,8 @@ class App:
 
     @contextlib.asynccontextmanager
     async def http(self) -> AsyncIterator[httpx2.AsyncClient]:
-        transport = httpx2.ASGITransport(self.app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://server", headers=self.headers, timeout=PATIENCE_SECONDS) as made:
+        transport, headers = httpx2.ASGITransport(self.app), self.headers
+        async with httpx2.AsyncClient(transport=transport, base_url="http://server", headers=headers, timeout=PATIENCE_SECONDS) as made:
             yield made
 
     @contextlib.asynccontextmanager

@@ -68,11 +68,11 @@ def test_the_console_script_is_the_same_command(tmp_path: Path) -> None:
 def test_help_is_quick_and_names_every_command(run: Run) -> None:
     done = run("--help")
     assert done.returncode == 0
-    assert all(name in done.stdout for name in ("generate", "chat", "platforms", "verify"))
+    assert all(name in done.stdout for name in ("generate", "chat", "serve", "platforms", "verify"))
     assert quickest(lambda: run("--help")) < HELP_SECONDS
 
 
-@pytest.mark.parametrize("name", ["generate", "chat", "platforms", "verify"])
+@pytest.mark.parametrize("name", ["generate", "chat", "serve", "platforms", "verify"])
 def test_every_command_shows_examples(run: Run, name: str) -> None:
     done = run(name, "--help")
     assert done.returncode == 0
@@ -105,6 +105,10 @@ def test_a_platform_that_is_not_usable_says_why_and_what_to_install(run: Run, na
     pytest.param(["generate", "x", "--max-tokens", "999999"], {}, "the context is", id="too-long"),
     pytest.param(["generate", "x", "--config", "none.toml"], {}, "none.toml cannot be read", id="config"),
     pytest.param(["generate"], {}, "no prompt was given", id="no-prompt"),
+    pytest.param(["serve", "a", "--model", "b"], {}, "given twice", id="two-models"),
+    pytest.param(["serve", "--port", "70000"], {}, "setting port must be", id="port"),
+    pytest.param(["serve", "--host", "256.0.0.1"], {}, "cannot be listened on", id="host"),
+    pytest.param(["serve", "--tls-cert", "none.pem"], {}, "PEM file", id="certificate"),
     pytest.param(["generate", "x", "--raw", "--system", "s"], {}, "--system needs the chat template", id="raw-system"),
     pytest.param(["platforms", "--model", "./nowhere"], {}, "no folder './nowhere'", id="table-of-no-model"),
 ])

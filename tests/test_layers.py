@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = {"tests", "ci", "docs", "build", "dist"}
+WEB = {"starlette", "uvicorn", "pydantic", "pydantic_core", "prometheus_client", "httptools", "fastapi", "openai", "httpx", "httpx2"}
+"""What the extra `serve` installs, and clients: without them everything but the server works."""
 FRAMEWORKS = {"torch", "jax", "jaxlib", "triton", "torch_xla", "tensorflow", "transformers"}
 LOWER = {"ops": {"errors"}, "model_zoo": {"ops", "errors"}, "errors": set()}
 """A room, and the rooms it may import besides itself."""
@@ -18,7 +20,7 @@ TOP = {"core", ".", *CORE}
 ALLOWED = {
     **LOWER,
     "core": CORE,
-    "conformance": {"conformance.mutants", *TOP}, "serving": TOP, "bench": {"conformance", *TOP},
+    "conformance": {"conformance.mutants", *TOP}, "serving": {"core", ".", "errors"}, "bench": {"conformance", *TOP},
     "cli": {"commands", "conformance", "serving", "bench", *TOP},
     "commands": {"conformance", "serving", "bench", *TOP},
     "conformance.mutants": {"conformance", "platforms.reference", "platforms.families", *TOP},
@@ -112,6 +114,12 @@ def test_every_import_follows_an_arrow_of_the_design(file: str) -> None:
 def test_only_platforms_import_a_tensor_framework(file: str) -> None:
     wrong = [f"{file}:{line} imports {name}" for name, line in imports(file) if name.split(".")[0] in FRAMEWORKS]
     assert frameworks_allowed(file, room_of(module_of(file))) or not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if room_of(module_of(file)) != "serving"])
+def test_only_the_server_imports_what_it_is_built_on(file: str) -> None:
+    wrong = [f"{file}:{line} imports {name}" for name, line in imports(file) if name.split(".")[0] in WEB]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -73,6 +74,29 @@ def test_the_client_streams_a_chat_and_its_usage(app: Any, serving: ModuleType) 
     assert len({chunk.id for chunk in [*chunks, last]}) == 1
     assert last.choices == [] and last.usage.completion_tokens > 1
     assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_the_client_asks_for_a_response_and_follows_one(app: Any, serving: ModuleType) -> None:
+    asked = {"model": "tiny", "input": "Repeat this: blue fox 42", "instructions": "Be brief.", "temperature": 0, "store": False}
+
+    async def main() -> Any:
+        async with app.client() as client:
+            whole = await client.responses.create(**asked, top_logprobs=1)
+            events = [event async for event in await client.responses.create(**asked, stream=True)]
+            items = [{"role": "user", "content": "Hello"}, *whole.output,
+                     {"role": "user", "content": [{"type": "input_text", "text": "Repeat this: blue fox 42"}]}]
+            again = await client.responses.create(model="tiny", input=items, temperature=0, max_output_tokens=2)
+            return whole, events, again
+
+    whole, events, again = serving.run(main())
+    assert (whole.output_text, whole.status, whole.output[0].content[0].logprobs[0].top_logprobs[0].token) == (FOX, "completed", "blue")
+    assert whole.usage.total_tokens == whole.usage.input_tokens + whole.usage.output_tokens
+    kinds = [event.type for event in events]
+    assert kinds[:4] == ["response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"]
+    assert kinds[-4:] == ["response.output_text.done", "response.content_part.done", "response.output_item.done", "response.completed"]
+    assert "".join(event.delta for event in events[4:-4]) == events[-1].response.output_text == FOX
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert (again.status, again.incomplete_details.reason, again.usage.output_tokens) == ("incomplete", "max_output_tokens", 2)
 
 
 def test_the_client_lists_models_and_finds_each(app: Any, serving: ModuleType) -> None:
@@ -202,7 +226,8 @@ def test_a_conversation_goes_on_with_what_clients_send_back(app: Any, serving: M
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {}}}}}
     call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": "{\"city\": \"Paris\"}"}}
     messages = [
-        {"role": "developer", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "What is the weather in Paris?"}]},
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "What is the weather in Paris?"}]},
         {"role": "assistant", "content": None, "refusal": None, "annotations": [], "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
     ]
@@ -219,6 +244,17 @@ def test_tokens_go_back_and_forth(app: Any) -> None:
     made = app.post("/tokenize", {"prompt": text, "return_token_strs": True}).json()
     assert made["count"] == len(made["tokens"]) == len(made["token_strs"])
     assert app.post("/detokenize", {"tokens": made["tokens"]}).json() == {"prompt": text}
+
+
+def test_the_description_names_every_path_and_its_references_hold(app: Any) -> None:
+    document = app.ask("GET", "/openapi.json").json()
+    routes = {(route.path.replace(":path", ""), min(route.methods)) for route in app.app.routes}
+    assert {(path, method.upper()) for path, methods in document["paths"].items() for method in methods} == routes
+    text = json.dumps(document)
+    refs = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert refs and refs <= set(document["components"]["schemas"])
+    chat = document["components"]["schemas"]["ChatForm"]
+    assert chat["required"] == ["messages"] and chat["additionalProperties"] is False
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/metrics"])

@@ -10,7 +10,7 @@ import openai
 import pytest
 from inferplane import AsyncEngine
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 JSON = {"content-type": "application/json"}
 
@@ -38,6 +38,7 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
     "a-number-as-text": (CHAT, {**HELLO, "temperature": "1"}, "invalid_type", "temperature"),
     "too-cold": (CHAT, {**HELLO, "temperature": -1}, "invalid_value", "temperature"),
     "top-p": (CHAT, {**HELLO, "top_p": 0}, "invalid_value", "top_p"),
+    "top-k-beyond-any-token": (CHAT, {**HELLO, "top_k": 2**31}, "invalid_value", "top_k"),
     "no-answers": (CHAT, {**HELLO, "n": 0}, "invalid_value", "n"),
     "too-many-answers": (CHAT, {**HELLO, "n": 129}, "invalid_value", "n"),
     "answers-beyond-the-queue": (CHAT, {**HELLO, "n": 120}, "too_many_sequences", "n"),
@@ -52,6 +53,7 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
     "an-empty-stop": (CHAT, {**HELLO, "stop": [""]}, "invalid_value", None),
     "a-call-that-must-be": (CHAT, {**HELLO, "tool_choice": "required"}, "unsupported_value", "tool_choice"),
     "a-schema": (CHAT, {**HELLO, "response_format": {"type": "json_object"}}, "unsupported_value", "response_format"),
+    "metadata-without-end": (RESPONSES, {"input": "a", "metadata": {"a": 1}}, "invalid_type", "metadata.a"),
     "sound": (CHAT, {**HELLO, "modalities": ["audio"]}, "unsupported_value", "modalities"),
     "a-template's-own-variable": (CHAT, {**HELLO, "chat_template_kwargs": {"messages": []}}, "invalid_value", "chat_template_kwargs"),
     "too-long": (TEXT, {"prompt": [5] * 2048}, "context_length_exceeded", None),
@@ -64,6 +66,12 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
     "a-gap": (TEXT, {"prompt": "a", "suffix": "b"}, "unsupported_value", "suffix"),
     "the-best-of-many": (TEXT, {"prompt": "a", "best_of": 5}, "unsupported_value", "best_of"),
     "echo-with-logprobs": (TEXT, {"prompt": "a", "echo": True, "logprobs": 1}, "unsupported_value", "echo"),
+    "a-stored-answer": (RESPONSES, {"input": "a", "previous_response_id": "r"}, "unsupported_value", "previous_response_id"),
+    "to-be-stored": (RESPONSES, {"input": "a", "store": True}, "unsupported_value", "store"),
+    "a-tool-of-a-response": (RESPONSES, {"input": "a", "tools": [{"type": "web_search"}]}, "unsupported_value", "tools"),
+    "an-item": (RESPONSES, {"input": [{"type": "function_call_output", "output": "a"}]}, "unsupported_value", "input[0]"),
+    "a-picture-of-a-response": (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+                                "unsupported_content", "input[0].content"),
     "nothing-to-tokenize": ("/tokenize", {}, "missing_required_parameter", "prompt"),
     "tokens-of-text": ("/detokenize", {"tokens": ["a"]}, "invalid_type", "tokens[0]"),
 }
@@ -74,7 +82,7 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
 def test_a_wrong_request_is_a_400_that_names_the_parameter(
     app: Any, serving: ModuleType, path: str, body: Any, code: str, param: str | None, stream: bool,
 ) -> None:
-    body = {**body, "stream": True} if stream and path in (CHAT, TEXT) else body
+    body = {**body, "stream": True} if stream and path in (CHAT, TEXT, RESPONSES) else body
     error = serving.assert_error(app.post(path, body), 400, code)
     assert error["param"] == param or param is None
     assert error["type"] == "invalid_request_error"
@@ -87,14 +95,15 @@ BOMBS = {
     "deep": b'{"prompt": ' + b"[" * 90_000, "deep-and-closed": b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
     "deep-objects": b'{"metadata": ' + b'{"a":' * 20_000, "a-long-number": b'{"prompt": "a", "seed": ' + b"9" * 100_000 + b"}",
     "a-long-fraction": b'{"prompt": "a", "temperature": 0.' + b"9" * 100_000 + b"e99999999999}",
-    "two-values": b'{"prompt": "a"}{}', "a-nul": b'{"prompt": "a"}\x00', "many-stops": json.dumps({"prompt": "a", "stop": ["s"] * 65}).encode(),
+    "two-values": b'{"prompt": "a"}{}', "a-nul": b'{"prompt": "a"}\x00',
+    "many-stops": json.dumps({"prompt": "a", "stop": ["s"] * 65}).encode(),
     "many-biases": json.dumps({"prompt": "a", "logit_bias": {str(i): 1 for i in range(1025)}}).encode(),
     "many-prompts": json.dumps({"prompt": ["a"] * 2049}).encode(), "text-as-ids": b'{"prompt": ["a", [1], {}]}',
 }
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-@pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", [CHAT, TEXT, RESPONSES, "/tokenize", "/detokenize"])
 def test_a_json_bomb_bounces(app: Any, serving: ModuleType, path: str, bomb: bytes) -> None:
     serving.assert_error(app.ask("POST", path, content=bomb, headers={**app.headers, **JSON}), 400)
 
@@ -147,8 +156,9 @@ def test_a_model_that_is_not_served_is_the_client_s_not_found_error(app: Any, se
     serving.run(main())
 
 
-@pytest.mark.parametrize("authorization", ["", "Bearer wrong", "Bearer", "Basic abc", "correct horse battery staple", "Bearer \xff\xfe", "Bearer " + "k" * 9000],
-                         ids=["none", "wrong", "empty", "basic", "bare", "bytes", "long"])
+@pytest.mark.parametrize("authorization", [
+    "", "Bearer wrong", "Bearer", "Basic abc", "correct horse battery staple", "Bearer \xff\xfe", "Bearer " + "k" * 9000,
+], ids=["none", "wrong", "empty", "basic", "bare", "bytes", "long"])
 @pytest.mark.parametrize("path", [CHAT, "/v1/models", "/tokenize", "/nothing"])
 def test_without_the_key_nothing_opens(app: Any, serving: ModuleType, path: str, authorization: str) -> None:
     headers = {"authorization": authorization.encode("latin-1")} if authorization else {"authorization": ""}
@@ -165,7 +175,9 @@ def test_a_wrong_key_is_the_client_s_authentication_error(app: Any, serving: Mod
     serving.run(main())
 
 
-def test_what_nobody_foresaw_is_a_500_that_tells_nothing(serving: ModuleType, engine: AsyncEngine, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_nobody_foresaw_is_a_500_that_tells_nothing(
+    serving: ModuleType, engine: AsyncEngine, caplog: pytest.LogCaptureFixture,
+) -> None:
     app = serving.App(engine)
 
     class Broken:

@@ -1,7 +1,7 @@
 """What all forms share: strict JSON, and the settings of a draw by OpenAI's names with vLLM's beside them."""
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -16,6 +16,10 @@ MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+"""OpenAI's limits."""
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
@@ -74,7 +78,7 @@ class Generation(Asked):
     stream_options: StreamOptions | None = None
 
     # Beyond OpenAI's, by vLLM's names.
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -90,7 +94,7 @@ class Generation(Asked):
 
     # Known to OpenAI's clients, and without influence on the answer.
     user: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None

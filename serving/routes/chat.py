@@ -13,7 +13,7 @@ from ..protocol.chat import ChatForm
 from ..sampling import sampling
 from ..service import Service
 from ..stream import Event
-from ..wording import Told, chat_logprobs, fingerprint, new_id, usage
+from ..wording import Told, chat_logprobs, new_id, usage
 
 
 class ChatReply(Reply):
@@ -33,7 +33,7 @@ class ChatReply(Reply):
         self.told = Told(params.n)
         self.latest: RequestOutput | None = None
         self.head = {
-            "id": new_id("chatcmpl"), "created": int(time.time()), "model": service.names[0], "system_fingerprint": fingerprint(service),
+            "id": new_id("chatcmpl"), "created": int(time.time()), "model": service.names[0], "system_fingerprint": service.fingerprint,
         }
 
     def grew(self, place: int, output: RequestOutput) -> Sequence[Event]:

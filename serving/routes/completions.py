@@ -12,7 +12,7 @@ from ..protocol.completions import CompletionForm
 from ..sampling import sampling
 from ..service import Service
 from ..stream import Event
-from ..wording import Told, completion_logprobs, fingerprint, new_id, usage
+from ..wording import Told, completion_logprobs, new_id, usage
 
 DEFAULT_TOKENS = 16
 """OpenAI's."""
@@ -39,7 +39,7 @@ class CompletionReply(Reply):
         self.offsets: dict[tuple[int, int], int] = {}
         self.head = {
             "id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()), "model": service.names[0],
-            "system_fingerprint": fingerprint(service),
+            "system_fingerprint": service.fingerprint,
         }
 
     def grew(self, place: int, output: RequestOutput) -> Sequence[Event]:
