@@ -39,6 +39,8 @@ class Registered:
     preference: int | None = None
     parallel: str = ""
     """What several of its devices work together with; empty: a model runs on one."""
+    targets: tuple[str, ...] = ()
+    """Chips that it compiles for without one at hand."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ def find(text: str, *, threads: int | None = None, cache: Path | None = None) ->
 
 def _found(platform: type[Platform], options: Options, cache: Path | None) -> Found:
     return Found(platform, replace(options, cache=cache and cache / platform.name))
+
+
+def loaded(text: str) -> type[Platform]:
+    """The class that `text` names, whether or not it can run here; options after the colon are left to others."""
+    return _load(text.strip().partition(":")[0])
 
 
 def names() -> list[str]:
@@ -224,7 +231,7 @@ def _registered(name: str) -> Registered:
         found = _probe(platform, Options())
     except InferplaneError as error:
         found = Availability(False, str(error))
-    about = (platform.contract, platform.preference, platform.parallel)
+    about = (platform.contract, platform.preference, platform.parallel, platform.targets)
     return Registered(name, distribution, found.usable, found.reason, found.remedy, *about)
 
 

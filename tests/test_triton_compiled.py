@@ -85,8 +85,8 @@ def sampling(compiler: Compiler) -> None:
 def test_every_row_kernel_compiles_and_fits(compiler: Compiler, work: Any) -> None:
     work(compiler)
     assert compiler.made
-    assert [one for one in compiler.made.values() if not one.fits] == []
-    assert all(0 < one.registers <= compiler.target.registers for one in compiler.made.values())
+    assert [one for one in compiler.made if not one.fits] == []
+    assert all(0 < one.registers <= compiler.target.registers for one in compiler.made)
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def _crowded(out, x, BLOCK: tl.constexpr):
 def test_a_kernel_that_spills_is_told(compiler: Compiler, block: int) -> None:
     x = torch.zeros(block, block)
     compiler.device.launch(_crowded, (1,), x, x, BLOCK=block, config=Launch({}, {"num_warps": 1}))
-    [made] = compiler.made.values()
+    [made] = compiler.made
     assert made.spilled_bytes > 0
     assert not made.fits
 
@@ -115,8 +115,8 @@ def _wrong(out):
 @pytest.mark.parametrize("compiler", ["sm_90"], indirect=True)
 def test_a_kernel_that_does_not_compile_is_told_with_the_compilers_words(compiler: Compiler) -> None:
     compiler.device.launch(_wrong, (1,), torch.zeros(4), config=Launch({}, {}))
-    [made] = compiler.made.values()
-    assert "power of 2" in made.error
+    [made] = compiler.made
+    assert "power of 2" in made.reason
     assert not made.fits
 
 
