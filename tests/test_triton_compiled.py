@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from inferplane.ops import (  # noqa: E402
 )
 from inferplane.platforms.families.torch.arrays import tensor  # noqa: E402
 from inferplane.platforms.families.triton import cells, rows, sample  # noqa: E402
-from inferplane.platforms.families.triton.compiled import Compiled, Compiler  # noqa: E402
+from inferplane.platforms.families.triton.compiled import Compiler, _over  # noqa: E402
 from inferplane.platforms.families.triton.launches import Launch  # noqa: E402
 from inferplane.platforms.families.triton.state import TritonState  # noqa: E402
 from inferplane.platforms.families.triton.target import TARGETS  # noqa: E402
@@ -127,5 +128,8 @@ def test_the_same_launch_is_compiled_once(compiler: Compiler) -> None:
     assert len(compiler.made) == 1
 
 
-def test_a_tile_over_the_shared_memory_does_not_fit() -> None:
-    assert not Compiled("k", "sm_80", "", "", 32, 200_000, 0, over_budget=True).fits
+def test_a_tile_over_a_budget_is_told_in_words() -> None:
+    wide = SimpleNamespace(shared=200_000, tmem_size=1024)
+    assert _over(wide, 0, TARGETS["sm_80"]) == ("200,000 bytes of shared memory, and a program has 166,912; "
+                                                "1,024 columns of tensor memory, and a program has 512")
+    assert _over(SimpleNamespace(shared=1024), 0, TARGETS["gfx942"]) == ""

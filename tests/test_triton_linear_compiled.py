@@ -46,7 +46,7 @@ def launched(arch: str, spec: Any, tokens: int) -> list[Any]:
         linear.linear(device, spec, empty(tokens, spec.input.size), (empty(SIZE, spec.input.size), empty(SIZE)), None)
     else:
         quantized.linear(device, spec, empty(tokens, spec.input.size), quantized.prepare(device, spec, [host_weight(spec)]), None)
-    return list(compiler.made)
+    return compiler.made
 
 
 SPECS = {
