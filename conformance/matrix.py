@@ -86,8 +86,8 @@ def matrix(bundles: Sequence[Bundle | Summary]) -> Matrix:
              for (column, _), result in told.items()]
     failures = {column: [one for (place, _), one in told.items() if place == column and one.verdict not in GOOD] for column in columns}
     full = {column for column, *_ in found}
-    for summary in bundles:
-        for column, rows in summary.rows.items() if isinstance(summary, Summary) else ():
+    for summary in (one for one in bundles if isinstance(one, Summary)):
+        for column, rows in summary.rows.items():
             if column not in full:
                 full.add(column)
                 failures[column] = summary.failures.get(column, [])

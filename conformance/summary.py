@@ -54,9 +54,14 @@ def kernels_of(codes: Iterable[KernelCode]) -> tuple[KernelSummary, ...]:
     found: dict[tuple[str, str], list[KernelCode]] = {}
     for code in codes:
         found.setdefault((code.kernel, code.target), []).append(code)
-    return tuple(KernelSummary(kernel, target, len(own), *(max(getattr(one, name) for one in own) for name in
-                               ("registers", "shared_bytes", "spilled_bytes")), sum(bool(one.reason) for one in own))
-                 for (kernel, target), own in sorted(found.items()))
+    return tuple(_summed(kernel, target, own) for (kernel, target), own in sorted(found.items()))
+
+
+def _summed(kernel: str, target: str, own: Sequence[KernelCode]) -> KernelSummary:
+    return KernelSummary(
+        kernel, target, len(own), max(one.registers for one in own), max(one.shared_bytes for one in own),
+        max(one.spilled_bytes for one in own), sum(bool(one.reason) for one in own),
+    )
 
 
 def summary_of(bundle: Bundle) -> Summary:
