@@ -17,6 +17,8 @@ examples:
   inferplane conformance run --platform acme attention.decode one family
   inferplane conformance run --platform acme 'linear.plain:dtype=bfloat16;m=1;*'
   inferplane conformance run --platform acme --shard 1/4 -o part1
+  inferplane conformance run --platform cuda --grade compiled --quick          kernels compiled for chips that are not here
+  inferplane conformance run --platform cuda --grade compiled --target sm_90 attention.decode
   inferplane conformance merge part1 part2 part3 part4 -o whole
   inferplane conformance verify whole
   inferplane conformance matrix whole other -o matrix
@@ -35,9 +37,14 @@ def add(commands: Any) -> None:
     run = actions.add_parser("run", help="run cases on a platform and write a bundle")
     run.add_argument("--platform", metavar="P", required=True, help="a platform, with options after a colon")
     _add_selection(run)
+    run.add_argument("--grade", choices=("compiled",), help="what is to be shown, where it is not what the platform can do here: "
+                     "compiled compiles every op's kernels for chips that need not be there; a spill or a tile over a budget fails")
+    run.add_argument("--target", action="append", default=[], metavar="CHIP", help="at grade compiled: a chip, such as sm_90 "
+                     "(several times for several; default: all that the platform knows)")
+    run.add_argument("--jobs", type=int, metavar="N", help="cases at a time, each in a process of its own (default: 1); at grade "
+                     "compiled, chips at a time (default: one for each processor)")
     run.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the bundle goes (default: conformance-PLATFORM)")
-    run.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds that a case may take (default: 120)")
-    run.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time, each in a process of its own (default: 1)")
+    run.add_argument("--timeout", type=float, metavar="S", help="seconds that a case may take (default: 120; 600 where it is compiled)")
     run.add_argument("--here", action="store_true", help="in this process, for a debugger; a hang or a crash ends the run")
     run.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     run.set_defaults(run=_run)
@@ -62,7 +69,7 @@ def add(commands: Any) -> None:
     merge.set_defaults(run=_merge)
 
     matrix = actions.add_parser("matrix", help="platforms across, features down: a markdown table and an HTML page")
-    matrix.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    matrix.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="a bundle's folder, or a summary's file")
     matrix.add_argument("-o", "--output", type=Path, default=Path("matrix"), metavar="DIR", help="where matrix.md and matrix.html go")
     matrix.set_defaults(run=_matrix)
 
@@ -70,6 +77,11 @@ def add(commands: Any) -> None:
     summarize.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="one platform's")
     summarize.add_argument("-o", "--output", type=Path, metavar="DIR", help="where PLATFORM.json goes (default: with the suite)")
     summarize.set_defaults(run=_summarize)
+
+    summary = actions.add_parser("summary", help="a bundle in a few kilobytes, for a repository to keep and `matrix` to show")
+    summary.add_argument("bundle", type=Path, metavar="BUNDLE")
+    summary.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    summary.set_defaults(run=_summary)
 
     selftest = actions.add_parser("selftest", help="show that the suite kills planted bugs and lets legal variants pass")
     selftest.add_argument("names", nargs="*", metavar="NAME", help="only these bugs and variants")
@@ -93,7 +105,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", default="1/1", metavar="K/N", help="every N-th case, from the K-th on")
 
 
-def _selection(args: argparse.Namespace) -> Selection:
+def _selection(args: argparse.Namespace, targets: tuple[str, ...] = ()) -> Selection:
     from ..conformance.select import Selection
     from ..errors import ConfigError
 
@@ -102,7 +114,7 @@ def _selection(args: argparse.Namespace) -> Selection:
     k, _, n = args.shard.partition("/")
     if not (k.isdecimal() and n.isdecimal()):
         raise ConfigError(f"--shard {args.shard}: write K/N, for instance 1/4")
-    return Selection(args.profile, args.quick, tuple(args.queries), (int(k), int(n)), covering=args.covering)
+    return Selection(args.profile, args.quick, tuple(args.queries), (int(k), int(n)), args.covering, targets)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -111,15 +123,20 @@ def _run(args: argparse.Namespace) -> int:
     from ..conformance import bundle, live, runner, xfail
     from ..conformance.case import Verdict
     from ..conformance.cases import all_cases
+    from ..errors import ConfigError
     from ..platforms import registry
 
+    if args.grade:
+        return _compile(args)
+    if args.target:
+        raise ConfigError("--target is for kernels that are compiled for chips that need not be there; add --grade compiled")
     selection = _selection(args)
     platform = registry.named(args.platform)
     known, selection = xfail.excuses(type(platform)), selection.for_grade(platform.capabilities.grade)
     platform.close()
     cases = selection.cases()
     stream = (runner.run_here(runner.open_rig(args.platform), cases, known) if args.here else
-              runner.run(args.platform, cases, known, timeout_seconds=args.timeout, jobs=args.jobs))
+              runner.run(args.platform, cases, known, timeout_seconds=args.timeout or 120.0, jobs=args.jobs or 1))
     results = list(stream) if args.json else live.watch(stream, len(cases), args.platform, Console(stderr=True))
     refused = [one.case for one in results if one.verdict is Verdict.UNSUPPORTED]
     stale = xfail.stale(known, (case.id for case in all_cases()), refused) if known else []
@@ -128,6 +145,36 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**asdict(found), "bundle": str(folder)}, indent=2))
     else:
+        live.tell(args.platform, results, found, folder, Console())
+    return 0 if found.passed else 1
+
+
+def _compile(args: argparse.Namespace) -> int:
+    import os
+
+    from rich.console import Console
+
+    from ..conformance import bundle, compiled, live
+    from ..conformance.summary import kernels_of
+    from ..errors import ConfigError
+
+    if args.here or (args.jobs is not None and args.jobs < 1):
+        raise ConfigError("--grade compiled takes --jobs of at least 1, and no --here: compilers may bring a process down")
+    selection = _selection(args, compiled.targets_of(args.platform, args.target)).for_grade(compiled.GRADE)
+    cases, targets = selection.cases(), selection.targets
+    codes: dict[str, Any] = {}
+    stream = compiled.run(args.platform, targets, cases, codes, timeout_seconds=args.timeout or 600.0,
+                          jobs=args.jobs or min(len(targets), os.cpu_count() or 1))
+    results = list(stream) if args.json else live.watch(stream, len(cases) * len(targets), args.platform, Console(stderr=True))
+    order = {case.id: place for place, case in enumerate(cases)}
+    results.sort(key=lambda one: (targets.index(one.target), order[one.case]))
+    folder = args.output or Path(f"conformance-{args.platform}-{args.grade}")
+    found = bundle.write(folder, args.platform, results, selection, codes=codes)
+    kernels = kernels_of(codes.values())
+    if args.json:
+        print(json.dumps({**asdict(found), "bundle": str(folder), "kernels": [asdict(one) for one in kernels]}, indent=2))
+    else:
+        live.tell_kernels(kernels, Console())
         live.tell(args.platform, results, found, folder, Console())
     return 0 if found.passed else 1
 
@@ -173,9 +220,9 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _matrix(args: argparse.Namespace) -> int:
-    from ..conformance import bundle, matrix
+    from ..conformance import bundle, matrix, summary
 
-    made = matrix.write(args.output, [bundle.verify(folder) for folder in args.bundles])
+    made = matrix.write(args.output, [summary.read(path) if path.suffix == ".json" else bundle.verify(path) for path in args.bundles])
     print("\n".join(map(str, made)))
     return 0
 
@@ -184,6 +231,14 @@ def _summarize(args: argparse.Namespace) -> int:
     from ..conformance import bundle, digest
 
     print(digest.write([bundle.verify(folder) for folder in args.bundles], args.output or digest.FOLDER))
+    return 0
+
+
+def _summary(args: argparse.Namespace) -> int:
+    from ..conformance import bundle, summary
+
+    summary.save(args.output, bundle.verify(args.bundle))
+    print(args.output)
     return 0
 
 

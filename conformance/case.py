@@ -12,6 +12,7 @@ from .address import Address
 from .covering import covering
 
 if TYPE_CHECKING:
+    from ..platforms.contract import KernelCode
     from .rig import Rig
 
 
@@ -29,9 +30,11 @@ class Verdict(StrEnum):
     """Fails, and the platform's own xfail.toml says so."""
     XPASS = "xpass"
     """Passes although xfail.toml says that it fails: the entry is stale."""
+    UNCOMPILED = "uncompiled"
+    """Only at grade compiled: what takes it is a library's, and starts no kernel of the platform's own. Nothing was shown."""
 
 
-GOOD = frozenset({Verdict.PASS, Verdict.UNSUPPORTED, Verdict.XFAIL})
+GOOD = frozenset({Verdict.PASS, Verdict.UNSUPPORTED, Verdict.XFAIL, Verdict.UNCOMPILED})
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Outcome:
     verdict: Verdict
     detail: str = ""
     kernels: tuple[str, ...] = ()
+    codes: tuple[KernelCode, ...] = ()
+    """At grade compiled: what its kernels became."""
 
 
 class Failed(Exception):
@@ -133,12 +138,17 @@ class Case:
 
     def run(self, rig: Rig) -> Outcome:
         """Never raises, except for an interrupt."""
-        try:
-            made = self.family.run(Params(self.address.values), self.address, rig)
-            return made if isinstance(made, Outcome) else Outcome(Verdict.PASS, kernels=made)
-        except Unsupported as reason:
-            return Outcome(Verdict.UNSUPPORTED, str(reason))
-        except Failed as reason:
-            return Outcome(Verdict.FAIL, str(reason))
-        except (Exception, SystemExit) as error:
-            return Outcome(Verdict.ERROR, f"{type(error).__name__}: {error}")
+        return outcome_of(lambda: self.family.run(Params(self.address.values), self.address, rig))
+
+
+def outcome_of(run: Callable[[], tuple[str, ...] | Outcome]) -> Outcome:
+    """What became of a run; an interrupt alone goes through."""
+    try:
+        made = run()
+        return made if isinstance(made, Outcome) else Outcome(Verdict.PASS, kernels=made)
+    except Unsupported as reason:
+        return Outcome(Verdict.UNSUPPORTED, str(reason))
+    except Failed as reason:
+        return Outcome(Verdict.FAIL, str(reason))
+    except (Exception, SystemExit) as error:
+        return Outcome(Verdict.ERROR, f"{type(error).__name__}: {error}")

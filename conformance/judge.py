@@ -15,9 +15,7 @@ from .rig import Answer, Rig, expect_same
 
 def judge(problem: Problem, address: Address, rig: Rig) -> tuple[str, ...]:
     """Every kernel of the platform that supports the spec; their names. Raises `Failed` or `Unsupported`."""
-    kernels = rig.supporting(problem.spec)
-    if problem.paged is not None and problem.paged.group.block_tokens not in (known := rig.platform.capabilities.block_tokens):
-        raise Unsupported(f"capabilities: blocks of {', '.join(map(str, known))} tokens")
+    kernels = supporting(problem, rig)
     expected = rig.oracle.expected(problem, address)
     for kernel in kernels:
         try:
@@ -25,6 +23,14 @@ def judge(problem: Problem, address: Address, rig: Rig) -> tuple[str, ...]:
         except Failed as reason:
             raise Failed(f"{kernel.name}: {reason}") from None
     return tuple(kernel.name for kernel in kernels)
+
+
+def supporting(problem: Problem, rig: Rig) -> list[Kernel]:
+    """Every kernel of the platform that takes the problem. Raises `Unsupported`."""
+    kernels = rig.supporting(problem.spec)
+    if problem.paged is not None and problem.paged.group.block_tokens not in (known := rig.platform.capabilities.block_tokens):
+        raise Unsupported(f"capabilities: blocks of {', '.join(map(str, known))} tokens")
+    return kernels
 
 
 def _judge(problem: Problem, address: Address, kernel: Kernel, rig: Rig, expected: Expected) -> None:

@@ -9,12 +9,13 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from .bundle import Judgement
 from .case import GOOD, Verdict
 from .matrix import LEVELS
 from .runner import Result, replay
+from .summary import KernelSummary
 
 SHOWN_FAILURES = 20
 Rows = dict[str, Counter[Verdict]]
@@ -34,7 +35,7 @@ def watch(stream: Iterable[Result], total: int, platform: str, console: Console)
             bar.advance(task)
             failures += result.verdict not in GOOD
             if result.verdict not in GOOD and failures <= SHOWN_FAILURES:
-                told = escape(f"{result.case}\n    {result.detail}\n    {replay(platform, result.case)}")
+                told = escape(f"{result.case}\n    {result.detail}\n    {replay(platform, result.case, result.target)}")
                 console.print(f"[red]{result.verdict}[/] {told}", highlight=False, soft_wrap=True)
     return results
 
@@ -56,6 +57,17 @@ def tell(platform: str, results: Sequence[Result], found: Judgement, folder: Pat
                  f"no certificate: {'; '.join((*found.withheld, *['not everything passed'] * (not found.passed)))}")
     for line in [*lines, f"bundle: {folder}"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_kernels(kernels: Sequence[KernelSummary], console: Console) -> None:
+    """What kernels take of each chip."""
+    table = Table("kernel", "chip", *(Column(name, justify="right") for name in ("configurations", "registers", "shared bytes", "spilled")),
+                  title="Kernels, and the most that one configuration takes", title_justify="left", show_edge=False)
+    for one in kernels:
+        spilled = f"[red]{one.spilled_bytes} bytes[/]" if one.spilled_bytes else "0"
+        table.add_row(one.kernel, one.target, f"{one.configurations:,}{f' [red]({one.refused} refused)[/]' if one.refused else ''}",
+                      str(one.registers), f"{one.shared_bytes:,}", spilled)
+    console.print(table)
 
 
 def _table(rows: Rows, heading: str) -> Table:

@@ -1,4 +1,7 @@
-"""The matrix: platforms across, features down; each cell its grade and its count. Markdown, and one page of HTML."""
+"""The matrix: platforms across, features down; each cell its grade and its count. Markdown, and one page of HTML.
+
+Of kernels compiled for chips that need not be there, what each takes of the chip stands below.
+"""
 from __future__ import annotations
 
 from collections import Counter
@@ -10,17 +13,20 @@ from pathlib import Path
 from .bundle import Bundle
 from .case import GOOD, Verdict
 from .runner import GRADES, Result
+from .summary import SHOWN_FAILURES, KernelSummary, Summary, column_of, kernels_of
 
 LEVELS = {0: "Contract", 1: "Ops", 2: "Attention", 3: "Graphs", 4: "Engine", 5: "Roofline"}
 MARKS = {"good": "✓", "part": "◐", "bad": "✗", "none": "\N{EN DASH}"}
-MEANINGS = {"good": "all pass", "part": "some are refused, with a reason, or excused", "bad": "some fail", "none": "refused, or not run"}
+MEANINGS = {
+    "good": "all pass", "part": "some are refused, with a reason, excused, or a library's", "bad": "some fail",
+    "none": "refused, or not run",
+}
 WORDS = {
     Verdict.FAIL: "failed", Verdict.ERROR: "errors", Verdict.TIMEOUT: "timed out", Verdict.XPASS: "passed though excused",
-    Verdict.UNSUPPORTED: "refused", Verdict.XFAIL: "excused",
+    Verdict.UNSUPPORTED: "refused", Verdict.XFAIL: "excused", Verdict.UNCOMPILED: "a library's",
 }
 """What is not a pass, as the page says it."""
-SHOWN_FAILURES = 25
-
+KERNELS = "Kernels compiled for chips that need not be there: configurations, and the most that one of them takes."
 
 @dataclass(frozen=True)
 class Cell:
@@ -60,27 +66,55 @@ class Matrix:
     rows: tuple[tuple[int, str], ...]
     cells: dict[tuple[str | int, str], Cell]
     failures: dict[str, list[Result]]
+    kernels: tuple[KernelSummary, ...]
 
 
-def matrix(bundles: Sequence[Bundle]) -> Matrix:
-    """A case that several bundles of one platform tell counts once, and as failed if one of them says so."""
+def matrix(bundles: Sequence[Bundle | Summary]) -> Matrix:
+    """A case that several bundles of one platform tell counts once, and as failed if one of them says so.
+
+    A summary holds no cases, so it fills the columns that no bundle has.
+    """
     told: dict[tuple[str, str], Result] = {}
+    columns: dict[str, None] = {}
     for bundle in bundles:
-        for result in bundle.results:
-            if (bundle.platform, result.case) not in told or result.verdict not in GOOD:
-                told[bundle.platform, result.case] = result
+        columns |= dict.fromkeys(_columns(bundle))
+        for result in bundle.results if isinstance(bundle, Bundle) else ():
+            key = column_of(bundle.platform, result.target), result.case
+            if key not in told or result.verdict not in GOOD:
+                told[key] = result
+    found = [(column, result.level, result.feature, Cell(Counter([result.verdict]), result.grade))
+             for (column, _), result in told.items()]
+    failures = {column: [one for (place, _), one in told.items() if place == column and one.verdict not in GOOD] for column in columns}
+    full = {column for column, *_ in found}
+    for summary in (one for one in bundles if isinstance(one, Summary)):
+        for column, rows in summary.rows.items():
+            if column not in full:
+                full.add(column)
+                failures[column] = summary.failures.get(column, [])
+                found += [(column, level, feature, Cell(Counter({Verdict(one): n for one, n in counts.items()}), grade))
+                          for feature, (level, grade, counts) in rows.items()]
     cells: dict[tuple[str | int, str], Cell] = {}
-    for (platform, _), result in told.items():
-        for row in (result.feature, result.level):
-            one = Cell(Counter([result.verdict]), result.grade)
-            cells[row, platform] = cells[row, platform] + one if (row, platform) in cells else one
-    columns = tuple(dict.fromkeys(bundle.platform for bundle in bundles))
-    failures = {column: [one for (platform, _), one in told.items() if platform == column and one.verdict not in GOOD]
-                for column in columns}
-    return Matrix(columns, tuple(sorted({(result.level, result.feature) for result in told.values()})), cells, failures)
+    for column, level, feature, one in found:
+        for row in (feature, level):
+            cells[row, column] = cells[row, column] + one if (row, column) in cells else one
+    return Matrix(tuple(columns), tuple(sorted({(level, feature) for _, level, feature, _ in found})), cells, failures, _kernels(bundles))
 
 
-def write(folder: Path, bundles: Sequence[Bundle]) -> list[Path]:
+def _columns(bundle: Bundle | Summary) -> list[str]:
+    if isinstance(bundle, Summary):
+        return list(bundle.rows)
+    return [column_of(bundle.platform, target) for target in bundle.selection.targets or ("",)]
+
+
+def _kernels(bundles: Sequence[Bundle | Summary]) -> tuple[KernelSummary, ...]:
+    """Of bundles together; of a summary, what no bundle tells."""
+    codes = {name: code for bundle in bundles if isinstance(bundle, Bundle) for name, code in bundle.codes.items()}
+    kept = {(one.kernel, one.target): one for bundle in bundles if isinstance(bundle, Summary) for one in bundle.kernels}
+    kept |= {(one.kernel, one.target): one for one in kernels_of(codes.values())}
+    return tuple(one for _, one in sorted(kept.items()))
+
+
+def write(folder: Path, bundles: Sequence[Bundle | Summary]) -> list[Path]:
     """matrix.md and matrix.html."""
     folder.mkdir(parents=True, exist_ok=True)
     table = matrix(bundles)
@@ -90,14 +124,41 @@ def write(folder: Path, bundles: Sequence[Bundle]) -> list[Path]:
     return [path for path, _ in files]
 
 
-def markdown(table: Matrix, bundles: Sequence[Bundle]) -> str:
+def markdown(table: Matrix, bundles: Sequence[Bundle | Summary]) -> str:
     lines = [f"| | {' | '.join(map(_plain, table.columns))} |", f"|---|{'---|' * len(table.columns)}"]
     for level, feature in table.rows:
         shown = (table.cells.get((feature, column)) for column in table.columns)
         lines.append(f"| L{level} {_plain(feature)} | {' | '.join(map(_short, shown))} |")
     legend = ", ".join(f"{MARKS[kind]} {meaning}" for kind, meaning in MEANINGS.items())
     about = (f"- **{_plain(bundle.platform)}**: {'; '.join(_about(bundle))}" for bundle in bundles)
-    return "\n".join([*lines, "", f"Passed of all; the grade unless it is device. {legend}.", "", *about, ""])
+    return "\n".join([*lines, "", f"Passed of all; the grade unless it is device. {legend}.", "", *about, "", *_kernel_lines(table)])
+
+
+def _targets(table: Matrix) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.target for one in table.kernels))
+
+
+def _kernel_lines(table: Matrix) -> list[str]:
+    if not table.kernels:
+        return []
+    targets, found = _targets(table), {(one.kernel, one.target): one for one in table.kernels}
+    lines = [KERNELS, "", f"| | {' | '.join(map(_plain, targets))} |", f"|---|{'---|' * len(targets)}"]
+    for kernel in dict.fromkeys(one.kernel for one in table.kernels):
+        shown = (found.get((kernel, target)) for target in targets)
+        lines.append(f"| {_plain(kernel)} | {' | '.join(f'{MARKS[_fit(one)]} {_taken(one)}'.strip() for one in shown)} |")
+    return [*lines, ""]
+
+
+def _fit(one: KernelSummary | None) -> str:
+    return "none" if one is None else "bad" if one.refused else "good"
+
+
+def _taken(one: KernelSummary | None) -> str:
+    """Configurations, and the most that one takes."""
+    if one is None:
+        return ""
+    wrong = [*([f"{one.spilled_bytes} bytes spill"] if one.spilled_bytes else []), *([f"{one.refused:,} refused"] if one.refused else [])]
+    return ", ".join([f"{one.configurations:,}: {one.registers} registers", f"{one.shared_bytes / 1024:.3g} KiB", *wrong])
 
 
 def _plain(text: str) -> str:
@@ -112,7 +173,7 @@ def _short(cell: Cell | None) -> str:
     return f"{MARKS[cell.kind]} {cell.count} {', '.join(words)}".rstrip()
 
 
-def _about(bundle: Bundle) -> list[str]:
+def _about(bundle: Bundle | Summary) -> list[str]:
     """The verdict, the counts, and what it was made on."""
     found, said, on = bundle.judgement, bundle.environment, bundle.environment["made_on"][0]
     verdict = "certificate" if found.certificate else "passed, no certificate" if found.passed else "failed"
@@ -121,7 +182,7 @@ def _about(bundle: Bundle) -> list[str]:
     return [f"{verdict}{why}", f"{counts}", f"suite {said['suite']}, {said['written'][:10]}, {on['machine']}, Python {on['python']}"]
 
 
-def page(table: Matrix, bundles: Sequence[Bundle]) -> str:
+def page(table: Matrix, bundles: Sequence[Bundle | Summary]) -> str:
     """Self-contained: no script, no font and no style from elsewhere. Where the table is too wide, its rows become cards."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
     body, level = [], -1
@@ -134,8 +195,23 @@ def page(table: Matrix, bundles: Sequence[Bundle]) -> str:
     return PAGE.format(
         style=STYLE.replace("TOO_NARROW", f"{16 + 11 * len(table.columns)}rem"), head=head, body="\n".join(body),
         cards="".join(map(_card, bundles)), failures="".join(_failures(column, table.failures[column]) for column in table.columns),
-        legend="".join(f"<li>{_mark(kind)} {meaning}</li>" for kind, meaning in MEANINGS.items()),
+        legend="".join(f"<li>{_mark(kind)} {meaning}</li>" for kind, meaning in MEANINGS.items()), kernels=_kernel_table(table),
     )
+
+
+def _kernel_table(table: Matrix) -> str:
+    if not table.kernels:
+        return ""
+    targets, found = _targets(table), {(one.kernel, one.target): one for one in table.kernels}
+    rows = []
+    for kernel in dict.fromkeys(one.kernel for one in table.kernels):
+        shown = ((target, found.get((kernel, target))) for target in targets)
+        cells = "".join(f'<td class="{_fit(one)}" data-platform="{escape(target)}">{MARKS[_fit(one)]} {escape(_taken(one))}</td>'
+                        for target, one in shown)
+        rows.append(f'<tr class="feature"><th scope="row">{escape(kernel)}</th>{cells}</tr>')
+    head = "".join(f'<th scope="col">{escape(target)}</th>' for target in targets)
+    return (f'<h2>Kernels compiled</h2><p>{KERNELS}</p><table class="kernels"><thead><tr><th scope="col">kernel</th>{head}</tr></thead>'
+            f'<tbody>{"".join(rows)}</tbody></table>')
 
 
 def _row(table: Matrix, row: str | int, name: str, kind: str) -> str:
@@ -155,7 +231,7 @@ def _mark(kind: str) -> str:
     return f'<span class="mark" title="{MEANINGS[kind]}">{MARKS[kind]}</span>'
 
 
-def _card(bundle: Bundle) -> str:
+def _card(bundle: Bundle | Summary) -> str:
     kind = "good" if bundle.judgement.certificate else "part" if bundle.judgement.passed else "bad"
     verdict, *rest = (escape(line) for line in _about(bundle))
     lines = "".join(f"<p>{line}</p>" for line in rest)
@@ -179,7 +255,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 90rem; padding: 1.5rem 1rem 3rem; color: var(--ink); background: var(--paper);
   font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.4rem; margin: 0 0 .25rem; } p { margin: 0; color: var(--dim); }
+h1 { font-size: 1.4rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 1.5rem 0 .25rem; } p { margin: 0; color: var(--dim); }
 .good .mark { color: var(--good); } .part .mark { color: var(--part); }
 .bad .mark { color: var(--bad); } .none .mark { color: var(--none); }
 .mark { display: inline-block; width: 1.1em; font-weight: 700; }
@@ -223,6 +299,7 @@ PAGE = """<!doctype html>
 {body}
 </tbody>
 </table>
+{kernels}
 {failures}
 </body>
 </html>

@@ -115,7 +115,7 @@ class Rig:
         spec = local_spec(problem.spec, Mesh.single())
         others = self.prepare(kernel, replace(problem, weight=tuple(map(other_weight, problem.weight)))) if problem.weight else ()
         weight = self.prepare(kernel, problem) if problem.weight else ()
-        packed = self.packed(problem.packed or _idle())
+        packed = self.packed(problem.packed or idle())
 
         def step(weights: Any, state: Any, batch: Any, sampling: Any) -> Any:
             given_arrays = enumerate(zip(weights["arrays"], wides, strict=True))
@@ -135,7 +135,7 @@ class Rig:
             hosts = [_outer(array, place) if wide else array for place, (array, wide) in enumerate(zip(one.arrays, wides, strict=True))]
             arrays = tuple(self.platform.put(host.copy()) for host in hosts)
             state = self.state(one)
-            packed = self.packed(one.packed or _idle())
+            packed = self.packed(one.packed or idle())
             sent = packed._replace(integers=packed.integers.copy(), floats=packed.floats.copy())
             handles = {"arrays": arrays, "weight": weight}
             if busy:
@@ -207,7 +207,7 @@ def _prepared(prepare: Callable[[Any, Sequence[Any]], Any], part: Spec, _: Spec,
     return prepare(part, weight)
 
 
-def _idle() -> Packed:
+def idle() -> Packed:
     packed, _, _ = empty(IDLE)
     return packed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import multiprocessing
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -38,13 +38,17 @@ class Result:
     detail: str
     kernels: tuple[str, ...]
     seconds: float
+    target: str = ""
+    """At grade compiled: the chip."""
+    codes: tuple[str, ...] = ()
+    """At grade compiled: what its kernels became, by the names of lines in kernels.jsonl."""
 
 
 def run(platform: str, cases: Sequence[Case], excuses: dict[str, Excuse], *, timeout_seconds: float = 120.0,
         today: date | None = None, jobs: int = 1) -> Iterator[Result]:
     """Each case's result, in their order; `jobs` at a time, each in a worker process that is replaced when it hangs or dies."""
-    workers = [_Worker(platform) for _ in range(jobs)]
-    free: Queue[_Worker] = Queue()
+    workers = [Worker(_work, platform) for _ in range(jobs)]
+    free: Queue[Worker] = Queue()
     for worker in workers:
         free.put(worker)
 
@@ -85,9 +89,10 @@ def grade_of(rig: Rig) -> str:
     return "interpreted" if grade == "emulated" else grade
 
 
-def replay(platform: str, case: str) -> str:
+def replay(platform: str, case: str, target: str = "") -> str:
     """The command that runs one case again, alone."""
-    return f"inferplane conformance run --platform {shlex.quote(platform)} {shlex.quote(case)}"
+    compiled = f" --grade compiled --target {target}" if target else ""
+    return f"inferplane conformance run --platform {shlex.quote(platform)}{compiled} {shlex.quote(case)}"
 
 
 def _result(case: Case, outcome: Outcome, grade: str, excuses: dict[str, Excuse], today: date | None, seconds: float) -> Result:
@@ -95,11 +100,12 @@ def _result(case: Case, outcome: Outcome, grade: str, excuses: dict[str, Excuse]
     return Result(case.id, case.feature, case.level, heard.verdict, grade, heard.detail, heard.kernels, round(seconds, 4))
 
 
-class _Worker:
+class Worker:
     """A process that says its grade once it is ready, and then answers each address with an outcome."""
 
-    def __init__(self, platform: str) -> None:
-        self.platform = platform
+    def __init__(self, work: Callable[..., None], *given: str) -> None:
+        """work(*given, pipe): what the process does, in a module that it can import."""
+        self.work, self.given = work, given
         self.process: Any = None
         self.grade = GRADES[-1]
 
@@ -123,7 +129,7 @@ class _Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(self.platform, theirs), daemon=True)
+        self.process = context.Process(target=self.work, args=(*self.given, theirs), daemon=True)
         self.process.start()
         theirs.close()
         self.grade = self._hear(START_SECONDS)
@@ -142,10 +148,15 @@ class _Worker:
 
 
 def _work(platform: str, pipe: Connection) -> None:
+    rig = open_rig(platform)
+    answer(pipe, grade_of(rig), lambda case: case.run(rig))
+
+
+def answer(pipe: Connection, grade: str, run: Callable[[Case], Outcome]) -> None:
+    """A worker's side, until the other end is closed."""
     try:
-        rig = open_rig(platform)
-        pipe.send(grade_of(rig))
+        pipe.send(grade)
         while True:
-            pipe.send(find(pipe.recv()).run(rig))
+            pipe.send(run(find(pipe.recv())))
     except (EOFError, KeyboardInterrupt):
         return

@@ -10,6 +10,7 @@ from ..errors import ConfigError, suggest
 from .address import WILDCARDS
 from .case import Case
 from .cases import FAMILIES, all_cases, covering_cases, find, quick_cases, speed_cases
+from .cases.make import Judged
 
 VERSION = "1.0"
 MUSTPASS = Path(__file__).resolve().parent / "mustpass" / VERSION
@@ -17,16 +18,20 @@ MUSTPASS = Path(__file__).resolve().parent / "mustpass" / VERSION
 
 @dataclass(frozen=True)
 class Selection:
-    """What was asked for. shard (k, n): every n-th case from the k-th on, 1 <= k <= n. covering: see `covering_cases`; 0: all."""
+    """What was asked for. shard (k, n): every n-th case from the k-th on, 1 <= k <= n. covering: see `covering_cases`; 0: all.
+
+    targets: chips that kernels are compiled for; where there are any, cases are those of ops, and each counts once a target.
+    """
 
     profile: str | None = None
     quick: bool = False
     queries: tuple[str, ...] = ()
     shard: tuple[int, int] = (1, 1)
     covering: int = 0
+    targets: tuple[str, ...] = ()
 
     def for_grade(self, grade: str) -> Selection:
-        """Under an interpreter or an emulator the quick list is what it takes for each value of each parameter to occur."""
+        """What is interpreted, emulated or compiled takes, for the quick list, the cases in which each value of each parameter occurs."""
         return self if grade == "device" or not self.quick else replace(self, quick=False, covering=1)
 
     @property
@@ -47,7 +52,16 @@ class Selection:
         return whole[k - 1 :: n]
 
     def whole(self) -> list[Case]:
-        """All shards together. quick, covering: of a profile, what is on that list too. Each query must find something."""
+        """All shards together. Each query must find something. Raises `ConfigError` where nothing is left."""
+        cases = self._listed()
+        if not self.targets:
+            return cases
+        if not (of_ops := [case for case in cases if isinstance(case.family.run, Judged)]):
+            raise ConfigError("grade compiled takes cases of ops (levels 1 and 2), and none was asked for; name a family such as attention")
+        return of_ops
+
+    def _listed(self) -> list[Case]:
+        """quick, covering: of a profile, what is on that list too."""
         cases = list(map(find, profile(self.profile))) if self.profile else list(all_cases())
         for chosen in [quick_cases()] * self.quick + [covering_cases(self.covering)] * bool(self.covering):
             kept = {case.id for case in chosen}

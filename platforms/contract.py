@@ -157,6 +157,10 @@ class KernelCode:
     reason: str = ""
     """Why it cannot serve there, in words for a person: the compiler's own, a tile over the chip's budget, a spill. Empty: it can."""
 
+    @property
+    def fits(self) -> bool:
+        return not self.reason
+
 
 class Compiler(Protocol):
     """A platform's compiler aimed at a chip that need not be there."""

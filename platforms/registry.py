@@ -39,6 +39,8 @@ class Registered:
     preference: int | None = None
     parallel: str = ""
     """What several of its devices work together with; empty: a model runs on one."""
+    targets: tuple[str, ...] = ()
+    """Chips that it compiles for without one at hand."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def _registered(name: str) -> Registered:
         found = _probe(platform, Options())
     except InferplaneError as error:
         found = Availability(False, str(error))
-    about = (platform.contract, platform.preference, platform.parallel)
+    about = (platform.contract, platform.preference, platform.parallel, platform.targets)
     return Registered(name, distribution, found.usable, found.reason, found.remedy, *about)
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from inferplane.ops import (  # noqa: E402
 )
 from inferplane.platforms.families.torch.arrays import tensor  # noqa: E402
 from inferplane.platforms.families.triton import cells, rows, sample  # noqa: E402
-from inferplane.platforms.families.triton.compiled import Compiled, Compiler  # noqa: E402
+from inferplane.platforms.families.triton.compiled import Compiler, _over  # noqa: E402
 from inferplane.platforms.families.triton.launches import Launch  # noqa: E402
 from inferplane.platforms.families.triton.state import TritonState  # noqa: E402
 from inferplane.platforms.families.triton.target import TARGETS  # noqa: E402
@@ -85,8 +86,8 @@ def sampling(compiler: Compiler) -> None:
 def test_every_row_kernel_compiles_and_fits(compiler: Compiler, work: Any) -> None:
     work(compiler)
     assert compiler.made
-    assert [one for one in compiler.made.values() if not one.fits] == []
-    assert all(0 < one.registers <= compiler.target.registers for one in compiler.made.values())
+    assert [one for one in compiler.made if not one.fits] == []
+    assert all(0 < one.registers <= compiler.target.registers for one in compiler.made)
 
 
 @triton.jit
@@ -102,7 +103,7 @@ def _crowded(out, x, BLOCK: tl.constexpr):
 def test_a_kernel_that_spills_is_told(compiler: Compiler, block: int) -> None:
     x = torch.zeros(block, block)
     compiler.device.launch(_crowded, (1,), x, x, BLOCK=block, config=Launch({}, {"num_warps": 1}))
-    [made] = compiler.made.values()
+    [made] = compiler.made
     assert made.spilled_bytes > 0
     assert not made.fits
 
@@ -115,8 +116,8 @@ def _wrong(out):
 @pytest.mark.parametrize("compiler", ["sm_90"], indirect=True)
 def test_a_kernel_that_does_not_compile_is_told_with_the_compilers_words(compiler: Compiler) -> None:
     compiler.device.launch(_wrong, (1,), torch.zeros(4), config=Launch({}, {}))
-    [made] = compiler.made.values()
-    assert "power of 2" in made.error
+    [made] = compiler.made
+    assert "power of 2" in made.reason
     assert not made.fits
 
 
@@ -127,5 +128,8 @@ def test_the_same_launch_is_compiled_once(compiler: Compiler) -> None:
     assert len(compiler.made) == 1
 
 
-def test_a_tile_over_the_shared_memory_does_not_fit() -> None:
-    assert not Compiled("k", "sm_80", "", "", 32, 200_000, 0, over_budget=True).fits
+def test_a_tile_over_a_budget_is_told_in_words() -> None:
+    wide = SimpleNamespace(shared=200_000, tmem_size=1024)
+    assert _over(wide, 0, TARGETS["sm_80"]) == ("200,000 bytes of shared memory, and a program has 166,912; "
+                                                "1,024 columns of tensor memory, and a program has 512")
+    assert _over(SimpleNamespace(shared=1024), 0, TARGETS["gfx942"]) == ""

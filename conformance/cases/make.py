@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,21 @@ YES_NO = ("no", "yes")
 Build = Callable[[Params, np.random.Generator], Problem]
 
 
-def judged(build: Build) -> Run:
+@dataclass(frozen=True)
+class Judged:
     """The run of a family whose cases are problems of one op."""
-    def run(params: Params, address: Address, rig: Any) -> tuple[str, ...]:
-        return judge(build(params, address.random()), address, rig)
 
-    return run
+    build: Build
+
+    def __call__(self, params: Params, address: Address, rig: Any) -> tuple[str, ...]:
+        return judge(self.problem(params, address), address, rig)
+
+    def problem(self, params: Params, address: Address) -> Problem:
+        return self.build(params, address.random())
+
+
+def judged(build: Build) -> Run:
+    return Judged(build)
 
 
 def values(random: np.random.Generator, shape: tuple[int, ...], dtype: str, character: str = "normal") -> Array:

@@ -11,6 +11,7 @@ class Cuda(TritonPlatform):
     name = "cuda"
     contract = CONTRACT
     vendor = "nvidia"
+    targets = ("sm_80", "sm_90", "sm_100")
     chip = "NVIDIA GPU"
     nodes = ("/dev/nvidia[0-9]*", "/proc/driver/nvidia/gpus/*", "/dev/dxg")
     build = "cuda"

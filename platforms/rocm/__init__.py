@@ -11,6 +11,7 @@ class Rocm(TritonPlatform):
     name = "rocm"
     contract = CONTRACT
     vendor = "amd"
+    targets = ("gfx942", "gfx950")
     chip = "AMD GPU"
     nodes = ("/dev/kfd",)
     build = "hip"

@@ -24,8 +24,8 @@ def tensor(host: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def host(array: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A CPU tensor as a host array; it shares the tensor's memory."""
-    array = array.detach().contiguous()
+    """A tensor as a host array, which shares the memory of a CPU tensor. Zeros of one that has a shape only (torch's `meta` device)."""
+    array = torch.zeros_like(array, device="cpu") if array.is_meta else array.detach().cpu().contiguous()
     known = HOST.get(array.dtype)
     if known is not None and known.kind == "V":
         made: np.ndarray[Any, Any] = array.view(BITS[known.itemsize][1]).numpy().view(known)

@@ -58,7 +58,7 @@ class TorchPlatform(Platform):
     def fetch(self, array: torch.Tensor) -> np.ndarray[Any, Any]:
         from .arrays import host
 
-        made: np.ndarray[Any, Any] = self.steps.finish(lambda: host(array.cpu()).copy())
+        made: np.ndarray[Any, Any] = self.steps.finish(lambda: host(array).copy())
         return made
 
     def allocate(self, groups: Sequence[StateGroup], blocks: Sequence[int], slots: int) -> TorchState:

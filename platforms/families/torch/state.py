@@ -57,7 +57,7 @@ class TorchState:
     def read(self, group: int, blocks: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
         """Canonical: for each array [layers, heads, tokens, dim]."""
         return {
-            name: host(values(bits(array)[:, _ids(blocks, array)], array.dtype).transpose(1, 2).flatten(2, 3).cpu())
+            name: host(values(bits(array)[:, _ids(blocks, array)], array.dtype).transpose(1, 2).flatten(2, 3))
             for name, array in self.groups[group].items()
         }
 

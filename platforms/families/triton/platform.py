@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ....errors import ConfigError
+from ....errors import ConfigError, PlatformUnavailable, suggest
 from ....ops import BatchShape, Kernel, Spec, StateGroup
 from ...contract import Availability, Buckets, Capabilities, Memory, Options, Step
 from ..supports import SCHEMES
@@ -21,6 +21,8 @@ from ..torch import TorchPlatform
 if TYPE_CHECKING:
     import torch
 
+    from ..torch.launch import Launcher
+    from .cross import CrossCompiler
     from .device import Device
     from .state import TritonState
 
@@ -37,7 +39,8 @@ BUCKETS = Buckets(
 class TritonPlatform(TorchPlatform):
     """`name` is the first visible device, `name:1` the second, `name:interpreted` Triton's interpreter on the CPU.
 
-    To subclass: `name`, `vendor`, and what `probe` looks for.
+    To subclass: `name`, `vendor`, `targets`, and what `probe` looks for. A target in the options' place opens one whose launches are
+    compiled and not started; `compiler` does, and nobody can name it, for `probe` refuses.
     """
 
     vendor: ClassVar[Literal["nvidia", "amd"]]
@@ -57,13 +60,30 @@ class TritonPlatform(TorchPlatform):
         super().__init__(options)
         told = replace(self.capabilities, devices=(str(self.device),))
         self.interpreted = self.device.type == "cpu"
-        self.capabilities = replace(told, grade=INTERPRETED) if self.interpreted else replace(told, buckets=BUCKETS)
-        self.runs_on = self._runs_on()
-        self.graphs = None if self.interpreted else Graphs(self.device)
+        grade = {"cpu": INTERPRETED, "meta": "compiled"}.get(self.device.type)
+        self.capabilities = replace(told, grade=grade) if grade else replace(told, buckets=BUCKETS)
+        self.runs_on = self._runs_on(options)
+        self.graphs = None if grade else Graphs(self.device)
+
+    @classmethod
+    def compiler(cls, target: str) -> CrossCompiler:
+        missing = [name for name in ("torch", "triton") if find_spec(name) is None]
+        if missing:
+            raise PlatformUnavailable(f"platform {cls.name!r} compiles with Triton, and Python lacks {' and '.join(missing)}. "
+                                      "Remedy: pip install torch triton, on any machine; no GPU is needed.")
+        if target not in cls.targets:
+            raise ConfigError(f"platform {cls.name!r} compiles for {', '.join(cls.targets)}; asked for {target!r}. "
+                              f"{suggest(target, cls.targets)}")
+        from .cross import CrossCompiler
+
+        return CrossCompiler(cls(Options(target)))
 
     @classmethod
     def probe(cls, options: Options) -> Availability:
         missing = [name for name in ("torch", "triton") if find_spec(name) is None]
+        if options.text in cls.targets:
+            return Availability(False, f"{options.text} is a chip that kernels are compiled for, and steps cannot run on it from here",
+                                f"inferplane conformance run --platform {cls.name} --grade compiled --target {options.text}")
         if options.text == INTERPRETED:
             lacks = f"Python lacks {' and '.join(missing)}"
             return (Availability(False, lacks, "pip install torch triton") if missing else
@@ -81,22 +101,35 @@ class TritonPlatform(TorchPlatform):
     def find_device(self, options: Options) -> torch.device:
         import torch
 
-        if options.extra or not (options.text in ("", INTERPRETED) or options.text.isdecimal()):
+        if options.extra or not (options.text in ("", INTERPRETED, *self.targets) or options.text.isdecimal()):
             raise ConfigError(f"platform {self.name} takes the number of a device or {INTERPRETED!r}; found {options}")
         if options.text == INTERPRETED:
             return torch.device("cpu")
+        if options.text in self.targets:
+            return torch.device("meta")
         index, count = int(options.text or 0) + options.rank, torch.cuda.device_count()
         if index >= count:
             raise ConfigError(f"platform {self.name}: asked for device {index}, and torch sees {count}. Name one from 0 to {count - 1}, "
                               "or make it visible to this process.")
         return torch.device("cuda", index)
 
-    def _runs_on(self) -> Device:
+    def launcher(self) -> Launcher:
+        if self.device.type != "meta":
+            return super().launcher()
+        from .cross import CompileLauncher
+
+        return CompileLauncher()
+
+    def _runs_on(self, options: Options) -> Device:
         from . import interpreted
         from .device import Device, on_chip
+        from .target import TARGETS, of_device
         from .target import interpreted as interpreted_target
-        from .target import of_device
 
+        if options.text in self.targets:
+            from .compiled import Compiler
+
+            return Compiler(TARGETS[options.text]).device
         if self.interpreted:
             return Device(self.device, interpreted_target(self.vendor), interpreted.start)
         return Device(self.device, of_device(self.vendor, self.device), on_chip(self.device))

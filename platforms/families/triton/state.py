@@ -32,7 +32,7 @@ class TritonState(TorchState):
             layers, _, heads, tokens, dim = array.shape
             told = torch.empty(layers, heads, len(blocks) * tokens, dim, dtype=array.dtype, device=array.device)
             self._exchange(array, told, blocks, out=True)
-            made[name] = host(told.cpu())
+            made[name] = host(told)
         return made
 
     def write(self, group: int, blocks: Sequence[int], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
