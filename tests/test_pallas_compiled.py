@@ -22,13 +22,13 @@ TOKENS_CHIPS = (*((8, chip) for chip in CHIPS), (512, "v5e:2x2"))
 DECODE, PREFILL = BatchShape(64, 64, 64, (256,), 1), BatchShape(512, 8, 8, (64,), 512)
 
 
-def compiled(chip: str, function: Any, *arguments: Any) -> str:
-    """The program, as text."""
+def compiled(chip: str, function: Any, *arguments: Any) -> tuple[str, Any]:
+    """(what is given to the compiler, as text; what it makes of that)."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     sharding = jax.sharding.SingleDeviceSharding(topologies.get_topology_desc(chip, platform="tpu").devices[0])
     placed = jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding), arguments)
-    text: str = jax.jit(function).lower(*placed).compile().as_text()
-    return text
+    lowered = jax.jit(function).lower(*placed)
+    return lowered.as_text(), lowered.compile()
 
 
 def array(dtype: str, *shape: int) -> Any:
@@ -63,7 +63,8 @@ def test_attention_compiles_for_the_chip(spec: Attention, shape: BatchShape, chi
         return attention.attention(CALLS, spec, q, Cell(0, cell), unpack(shape, integers, floats)[0], sinks)
 
     sinks = [array("float32", spec.heads.size)] if spec.sinks else None
-    text = compiled(chip, step, array(spec.dtype, shape.tokens, spec.heads.size, spec.key_dim), cell, packed.integers, packed.floats, sinks)
+    q = array(spec.dtype, shape.tokens, spec.heads.size, spec.key_dim)
+    text, _ = compiled(chip, step, q, cell, packed.integers, packed.floats, sinks)
     assert "tpu_custom_call" in text
 
 
@@ -75,8 +76,8 @@ def test_a_cache_of_whole_tiles_is_read_where_it_lies() -> None:
     def step(q: Any, cell: Any, integers: Any, floats: Any) -> Any:
         return attention.attention(CALLS, spec, q, Cell(0, cell), unpack(DECODE, integers, floats)[0])
 
-    text = compiled("v5e:2x2", step, array("bfloat16", 64, 32, 128), cell, packed.integers, packed.floats)
-    assert not [line for line in text.splitlines() if " copy(" in line and "bf16[1000," in line]
+    _, made = compiled("v5e:2x2", step, array("bfloat16", 64, 32, 128), cell, packed.integers, packed.floats)
+    assert not [line for line in made.as_text().splitlines() if " copy(" in line and "bf16[1000," in line]
 
 
 SCHEMES = ("int8", "int8:a8", "int4:g128:float16", "int4:g32:zeros:a8g32", "float8_e4m3fn:g128:r128:af8g128", "float8_e4m3fn:af8")
@@ -90,7 +91,7 @@ def test_quantized_products_compile_for_the_chip(scheme: str, tokens: int, chip:
     scales = array("float32", 1 if laid.whole else laid.segments, 1, 5120)
     codes = array("int8" if int4 else spec.scheme.weight, laid.segments // (2 if int4 else 1), laid.filled, 5120)  # type: ignore[union-attr]
     weight = quantized.Packed(codes, scales, scales if "zeros" in scheme else None, None)
-    text = compiled(chip, lambda x, weight: quantized.linear(CALLS, spec, x, weight, None), array("bfloat16", tokens, 4096), weight)
+    text, _ = compiled(chip, lambda x, weight: quantized.linear(CALLS, spec, x, weight, None), array("bfloat16", tokens, 4096), weight)
     assert "tpu_custom_call" in text
 
 
@@ -99,4 +100,4 @@ def test_experts_compile_for_the_chip(tokens: int, chip: str) -> None:
     spec = Moe(experts=Dim(32), embed=2880, mlp=Dim(2880), top_k=4, activation="silu", dtype="bfloat16", bias=True, limit=7.0, alpha=1.702)
     weight = [array("bfloat16", 32, 2880, 2880)] * 3 + [array("bfloat16", 32, 1, 2880)] * 3
     given = array("bfloat16", tokens, 2880), jnp.zeros((tokens, 4), jnp.int32), array("float32", tokens, 4), weight
-    assert "tpu_custom_call" in compiled(chip, lambda *given: experts.moe(CALLS, spec, *given, None), *given)
+    assert "tpu_custom_call" in compiled(chip, lambda *given: experts.moe(CALLS, spec, *given, None), *given)[0]

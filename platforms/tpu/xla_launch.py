@@ -12,7 +12,6 @@ from ..contract import Pending
 from ..families.torch.arrays import host, mapped
 from ..families.torch.launch import Launcher, Work
 
-
 ALONE = RLock()
 """torch_xla's `sync` takes every live tensor of the process, also those that another thread is noting ops on."""
 
