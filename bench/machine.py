@@ -27,7 +27,7 @@ def describe_machine() -> dict[str, Any]:
         "threads": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "instruction_sets": [flag for flag in flags if flag.startswith(FAMILIES)],
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "load_average": [round(load, 2) for load in psutil.getloadavg()],
     }
 

@@ -73,11 +73,6 @@ def add(commands: Any) -> None:
     matrix.add_argument("-o", "--output", type=Path, default=Path("matrix"), metavar="DIR", help="where matrix.md and matrix.html go")
     matrix.set_defaults(run=_matrix)
 
-    summarize = actions.add_parser("summarize", help="what is kept of a platform's bundles: the counts of each family")
-    summarize.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="one platform's")
-    summarize.add_argument("-o", "--output", type=Path, metavar="DIR", help="where PLATFORM.json goes (default: with the suite)")
-    summarize.set_defaults(run=_summarize)
-
     summary = actions.add_parser("summary", help="a bundle in a few kilobytes, for a repository to keep and `matrix` to show")
     summary.add_argument("bundle", type=Path, metavar="BUNDLE")
     summary.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
@@ -224,13 +219,6 @@ def _matrix(args: argparse.Namespace) -> int:
 
     made = matrix.write(args.output, [summary.read(path) if path.suffix == ".json" else bundle.verify(path) for path in args.bundles])
     print("\n".join(map(str, made)))
-    return 0
-
-
-def _summarize(args: argparse.Namespace) -> int:
-    from ..conformance import bundle, digest
-
-    print(digest.write([bundle.verify(folder) for folder in args.bundles], args.output or digest.FOLDER))
     return 0
 
 

@@ -219,7 +219,7 @@ def _code(line: str) -> tuple[str, KernelCode]:
 
 
 def _this_machine() -> dict[str, Any]:
-    return {"packages": _versions(), "python": machine.python_version(), "machine": machine.platform(), "processor": machine.machine()}
+    return {"packages": _versions(), "python": machine.python_version(), "machine": f"{machine.system()} {machine.machine()}", "processor": machine.machine()}
 
 
 def _versions() -> dict[str, str]:
