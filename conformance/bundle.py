@@ -219,7 +219,8 @@ def _code(line: str) -> tuple[str, KernelCode]:
 
 
 def _this_machine() -> dict[str, Any]:
-    return {"packages": _versions(), "python": machine.python_version(), "machine": f"{machine.system()} {machine.machine()}", "processor": machine.machine()}
+    system, processor = machine.system(), machine.machine()
+    return {"packages": _versions(), "python": machine.python_version(), "machine": f"{system} {processor}", "processor": processor}
 
 
 def _versions() -> dict[str, str]:
