@@ -41,7 +41,7 @@ Exit codes: 0 stopped, 1 it could not start, or the engine failed, 2 wrong usage
 OPTIONS = (
     "host", "port", "served_model_names", "api_keys", "max_body_bytes", "max_output_tokens", "max_queue", "max_sequences_per_key",
     "request_timeout_seconds", "body_timeout_seconds", "send_timeout_seconds", "step_timeout_seconds", "drain_seconds",
-    "cors_origins", "tls_cert", "tls_key", "log_format",
+    "cors_origins", "tls_cert", "tls_key", "log_format", "tool_format",
 )
 
 
@@ -62,6 +62,8 @@ def add(commands: Any) -> None:
     group.add_argument("--tls-cert", type=Path, metavar="PEM", help="with --tls-key: speak https")
     group.add_argument("--tls-key", type=Path, metavar="PEM")
     group.add_argument("--log-format", choices=("text", "json"))
+    group.add_argument("--tool-format", metavar="NAME", help="how the model writes tool calls: hermes, llama3_json, pythonic, mistral, "
+                       "deepseek, or an installed one (default: as its chat template shows)")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-queue", type=int, metavar="N", help="sequences that may wait; beyond them 429 (default: 1024)")
     limits.add_argument("--max-sequences-per-key", type=int, metavar="N", help="of one API key at once (default: no limit)")

@@ -24,6 +24,7 @@ class ServeConfig:
     request_timeout_seconds: from the body's end to the answer's. body_timeout_seconds: for a body to arrive.
     send_timeout_seconds: for a client to take a piece of its answer. step_timeout_seconds: for one step of the engine,
     after which it counts as hung and the server exits. drain_seconds: what SIGTERM leaves to running requests.
+    tool_format: how the model writes tool calls; None: as its chat template shows.
     cors_origins: web pages that may ask ("*": all). tls_cert, tls_key: PEM files; with them the server speaks https.
     """
 
@@ -44,6 +45,7 @@ class ServeConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     log_format: str = "text"
+    tool_format: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("served_model_names", "api_keys", "cors_origins"):
@@ -59,6 +61,8 @@ class ServeConfig:
             _seconds(name, getattr(self, name))
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("settings tls_cert and tls_key go together: the certificate and its key. Give both, or neither.")
+        if self.tool_format is not None and (not isinstance(self.tool_format, str) or not self.tool_format):
+            raise _wrong("tool_format", "a name, for instance hermes", self.tool_format)
         if self.log_format not in LOG_FORMATS:
             raise _wrong("log_format", " or ".join(LOG_FORMATS), self.log_format)
 

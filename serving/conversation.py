@@ -11,6 +11,7 @@ from .service import Service
 
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "name", "self", "_turns"})
 """Variables of a template that are not a client's to set."""
+NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 def prompt_ids(
@@ -21,13 +22,18 @@ def prompt_ids(
     for name in variables or ():
         if name in RESERVED:
             raise Refused(400, f"chat_template_kwargs must not set {name!r}", code="invalid_value", param="chat_template_kwargs")
-    template = service.engine.started.chat_template
-    texts = template.templates.values() if template else ()
-    knows_developer = any("developer" in text for text in texts)
+    knows_developer = any("developer" in text for text in service.templates)
     turns = [_turn(place, message, knows_developer) for place, message in enumerate(messages)]
-    offered = [tool.model_dump(exclude_none=True) for tool in tools or ()]
+    offered = [_tool(tool) for tool in tools or ()]
     return service.engine.started.chat_prompt(
         turns, offered or None, add_generation_prompt=add_generation_prompt, **(variables or {}))
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    """Templates take parameters for granted; a function without any has an empty object of them."""
+    made = tool.model_dump(exclude_none=True)
+    made["function"] = {**made["function"], "parameters": tool.function.parameters or NO_PARAMETERS}
+    return made
 
 
 def _turn(place: int, message: Message, knows_developer: bool) -> dict[str, Any]:

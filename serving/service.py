@@ -16,6 +16,8 @@ from .errors import Refused
 from .gate import Gate
 from .keys import Keys
 from .metrics import Metrics
+from .turns.format import Format
+from .turns.formats import format_named, format_of
 
 EMBEDDED = "tiny"
 """What the model is called that comes with the package."""
@@ -40,7 +42,9 @@ class Service:
         names = config.served_model_names or (_name(engine.config.model.model),)
         running = engine.config.scheduler(engine.started.loaded.max_model_len).max_num_seqs
         gate = Gate(running=running, queue=config.max_queue, per_key=config.max_sequences_per_key)
-        return cls(engine, config, names, gate, Keys(config.api_keys), Metrics(engine, gate, names[0]))
+        made = cls(engine, config, names, gate, Keys(config.api_keys), Metrics(engine, gate, names[0]))
+        _ = made.tool_format  # an unknown name is told before anyone asks
+        return made
 
     @cached_property
     def fingerprint(self) -> str:
@@ -55,6 +59,17 @@ class Service:
         if tokenizer is None:
             raise RequestError("this model has no tokenizer. Start the server with --tokenizer, or send token ids.")
         return tokenizer
+
+    @cached_property
+    def templates(self) -> tuple[str, ...]:
+        """The model's chat templates."""
+        template = self.engine.started.chat_template
+        return tuple(template.templates.values()) if template else ()
+
+    @cached_property
+    def tool_format(self) -> Format | None:
+        """How the model writes tool calls: as the settings say, otherwise as its chat template shows."""
+        return format_named(self.config.tool_format) if self.config.tool_format else format_of(self.templates)
 
     @property
     def max_model_len(self) -> int:

@@ -12,6 +12,7 @@ from inferplane import AsyncEngine
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+TOOL = {"type": "function", "function": {"name": "clock"}}
 JSON = {"content-type": "application/json"}
 
 
@@ -51,8 +52,16 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
     "bias-too-strong": (CHAT, {**HELLO, "logit_bias": {"1": 101}}, "invalid_value", "logit_bias"),
     "a-huge-seed": (CHAT, {**HELLO, "seed": 2**70}, "invalid_value", "seed"),
     "an-empty-stop": (CHAT, {**HELLO, "stop": [""]}, "invalid_value", None),
-    "a-call-that-must-be": (CHAT, {**HELLO, "tool_choice": "required"}, "unsupported_value", "tool_choice"),
-    "a-schema": (CHAT, {**HELLO, "response_format": {"type": "json_object"}}, "unsupported_value", "response_format"),
+    "a-call-of-no-tool": (CHAT, {**HELLO, "tool_choice": "required"}, "invalid_value", "tool_choice"),
+    "a-call-of-an-unknown-tool": (
+        CHAT, {**HELLO, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "no"}}}, "invalid_value", "tool_choice"),
+    "a-schema-beside-tools": (
+        CHAT, {**HELLO, "tools": [TOOL], "response_format": {"type": "json_object"}}, "unsupported_value", "response_format"),
+    "no-schema": (CHAT, {**HELLO, "response_format": {"type": "json_schema"}}, "invalid_value", "response_format"),
+    "a-schema-that-is-none": (
+        CHAT, {**HELLO, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}}, None, None),
+    "a-schema-without-end": (
+        CHAT, {**HELLO, "ignore_eos": True, "response_format": {"type": "json_object"}}, "invalid_value", "ignore_eos"),
     "metadata-without-end": (RESPONSES, {"input": "a", "metadata": {"a": 1}}, "invalid_type", "metadata.a"),
     "sound": (CHAT, {**HELLO, "modalities": ["audio"]}, "unsupported_value", "modalities"),
     "a-template's-own-variable": (CHAT, {**HELLO, "chat_template_kwargs": {"messages": []}}, "invalid_value", "chat_template_kwargs"),

@@ -52,17 +52,17 @@ def read(reader: Reader, parts: list[str]) -> list[Piece]:
 
 
 def calls(pieces: list[Piece]) -> list[tuple[str, Any]]:
-    """(name, arguments) of each call; its arguments follow it, and its index counts."""
+    """(name, arguments) of each call; its arguments follow it, and its number counts."""
     names = [piece for piece in pieces if isinstance(piece, Call)]
-    assert [one.index for one in names] == list(range(len(names)))
-    texts = {one.index: "" for one in names}
+    assert [one.number for one in names] == list(range(len(names)))
+    texts = {one.number: "" for one in names}
     begun = -1
     for piece in pieces:
-        begun = piece.index if isinstance(piece, Call) else begun
+        begun = piece.number if isinstance(piece, Call) else begun
         if isinstance(piece, Arguments):
-            assert piece.index == begun
-            texts[piece.index] += piece.text
-    return [(one.name, json.loads(texts[one.index])) for one in names]
+            assert piece.number == begun
+            texts[piece.number] += piece.text
+    return [(one.name, json.loads(texts[one.number])) for one in names]
 
 
 def words(pieces: list[Piece]) -> str:
@@ -109,10 +109,10 @@ def test_a_call_that_is_cut_off_keeps_what_was_told(name: str) -> None:
     family, said, text, _ = TURNS[name]
     text = said + text
     whole = read(format_named(family).reader(), [text])
-    told = "".join(piece.text for piece in whole if isinstance(piece, Arguments) and piece.index == 0)
+    told = "".join(piece.text for piece in whole if isinstance(piece, Arguments) and piece.number == 0)
     for end in range(len(text)):
         pieces = read(format_named(family).reader(), [text[:end]])
-        assert told.startswith("".join(piece.text for piece in pieces if isinstance(piece, Arguments) and piece.index == 0))
+        assert told.startswith("".join(piece.text for piece in pieces if isinstance(piece, Arguments) and piece.number == 0))
 
 
 @given(places=st.lists(st.integers(0, 200), max_size=20), inside=st.booleans())

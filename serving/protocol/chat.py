@@ -53,9 +53,16 @@ class Tool(BaseModel):
     function: FunctionTool
 
 
+class NamedSchema(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    name: str | None = None
+    definition: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
 class ResponseFormat(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
     type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
 
 
 class ChatForm(Generation):

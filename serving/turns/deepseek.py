@@ -38,14 +38,14 @@ class DeepseekReader(Reader):
             return False
         head, self.buffer = self.buffer[:brace], self.buffer[brace:]
         behind = head.split("```")[0].strip()
-        self._index = self.call(behind or self._kind.strip())
+        self._number = self.call(behind or self._kind.strip())
         self._text = ObjectText()
         return self.go(self.arguments)
 
     def arguments(self) -> bool:
         taken = self._text.feed(self.buffer)
         text, self.buffer = self.buffer[:taken], self.buffer[taken:]
-        self.argue(self._index, text)
+        self.argue(self._number, text)
         return self.go(self.between) if self._text.closed else False
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 from stevedore import ExtensionManager
 
@@ -15,7 +16,8 @@ GROUP = "inferplane.tool_formats"
 @cache
 def formats() -> dict[str, Format]:
     """Those of this package, and of others that are installed."""
-    return {extension.name: extension.plugin() for extension in ExtensionManager(GROUP)}
+    found: Iterable[Any] = ExtensionManager(GROUP)
+    return {extension.name: extension.plugin() for extension in found}
 
 
 def format_named(name: str) -> Format:

@@ -42,7 +42,7 @@ class Llama3JsonReader(CallObjects):
 
 
 class Llama3Json(Format):
-    name, marks, special = "llama3_json", (TAG, '"parameters": '), True
+    name, marks, special = "llama3_json", (TAG, '"parameters": dictionary of argument name'), True
 
     def reader(self) -> Llama3JsonReader:
         return Llama3JsonReader()

@@ -44,14 +44,14 @@ class MistralReader(CallObjects):
         if brace < 0:
             return False
         head, self.buffer = self.buffer[:brace], self.buffer[brace:]
-        self._index = self.call(head.split(ARGUMENTS)[0].split(ID)[0].strip())
+        self._number = self.call(head.split(ARGUMENTS)[0].split(ID)[0].strip())
         self._text = ObjectText()
         return self.go(self.arguments)
 
     def arguments(self) -> bool:
         taken = self._text.feed(self.buffer)
         text, self.buffer = self.buffer[:taken], self.buffer[taken:]
-        self.argue(self._index, text)
+        self.argue(self._number, text)
         return self.go(self.start) if self._text.closed else False
 
 

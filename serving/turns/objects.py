@@ -80,7 +80,7 @@ class CallObjects(Reader):
     """A reader with states for a call that is a JSON object with its name and its arguments in either order."""
 
     def open_object(self) -> None:
-        self._members, self._raw, self._name, self._arguments, self._index = Members(), "", "", "", -1
+        self._members, self._raw, self._name, self._arguments, self._number = Members(), "", "", "", -1
         self._as_text = False
 
     def object(self) -> bool:
@@ -98,14 +98,14 @@ class CallObjects(Reader):
 
     def end_object(self) -> None:
         """Behind a closed object, or one that was cut off: without a name it was no call."""
-        if self._index < 0:
+        if self._number < 0:
             self.say(self._raw)
         elif self._members.closed and not self._arguments:
-            self.argue(self._index, "{}")
+            self.argue(self._number, "{}")
 
     def _begin(self, name: str) -> None:
-        self._index = self.call(name)
-        self.argue(self._index, "" if self._as_text else self._arguments)
+        self._number = self.call(name)
+        self.argue(self._number, "" if self._as_text else self._arguments)
 
     def _argue(self, text: str, whole: bool) -> None:
         """Some models write the arguments' JSON as a string; it is told once it is whole."""
@@ -114,5 +114,5 @@ class CallObjects(Reader):
         if self._as_text and whole:
             self._arguments, self._as_text = text_of(self._arguments), False
             text = self._arguments
-        if self._index >= 0 and not self._as_text:
-            self.argue(self._index, text)
+        if self._number >= 0 and not self._as_text:
+            self.argue(self._number, text)

@@ -14,16 +14,16 @@ class Words(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call begins. `index` counts the turn's calls."""
+    """A call begins. `number` counts the turn's calls from 0."""
 
-    index: int
+    number: int
     name: str
 
 
 class Arguments(NamedTuple):
     """More of a call's arguments: JSON text."""
 
-    index: int
+    number: int
     text: str
 
 
@@ -48,6 +48,11 @@ class Reader:
         """The first state."""
         self.say(self.take())
         return False
+
+    @property
+    def called(self) -> bool:
+        """Whether the turn has called anything yet."""
+        return self.calls > 0
 
     def push(self, text: str) -> list[Piece]:
         self.buffer += text
@@ -101,15 +106,15 @@ class Reader:
             self._after_call = False
 
     def call(self, name: str) -> int:
-        """A call begins; its index."""
+        """A call begins; its number."""
         self._blank, self._after_call = "", True
         self.pieces.append(Call(self.calls, name))
         self.calls += 1
         return self.calls - 1
 
-    def argue(self, index: int, text: str) -> None:
+    def argue(self, number: int, text: str) -> None:
         if text:
-            self.pieces.append(Arguments(index, text))
+            self.pieces.append(Arguments(number, text))
 
 
 def _overlap(text: str, mark: str) -> int:
@@ -144,6 +149,10 @@ class Thinking(Reader):
         if text:
             self.pieces.append(Thought(text))
         return self.go(self.read) if mark else False
+
+    @property
+    def called(self) -> bool:
+        return self.rest.called
 
     def read(self) -> bool:
         self.pieces += self.rest.push(self.take())

@@ -1,0 +1,121 @@
+"""Tool calls and structured answers over HTTP: OpenAI's client, the embedded model, calls that are valid whatever is drawn."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from inferplane import AsyncEngine
+from inferplane.errors import ConfigError
+from inferplane.serving.config import ServeConfig
+from inferplane.serving.service import Service
+
+pytest.importorskip("llguidance")
+
+WEATHER: Any = {"type": "function", "function": {"name": "get_weather", "description": "The weather.", "parameters": {
+    "type": "object", "required": ["city"], "properties": {
+        "city": {"type": "string", "maxLength": 12}, "days": {"type": "integer", "minimum": 1, "maximum": 14}},
+}}}
+CLOCK: Any = {"type": "function", "function": {"name": "clock", "parameters": {
+    "type": "object", "required": ["zone"], "properties": {"zone": {"enum": ["UTC", "CET"]}}}}}
+ASKED: Any = {"model": "tiny", "messages": [{"role": "user", "content": "What is the weather in Paris?"}], "tools": [WEATHER, CLOCK]}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[AsyncEngine]:
+    made = AsyncEngine(platform="cpu", kv_cache_memory_gb=0.2)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def app(serving: ModuleType, engine: AsyncEngine) -> Any:
+    return serving.App(engine)
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks(engine: AsyncEngine) -> Iterator[None]:
+    yield
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, set(stats.kv.held_blocks)) == (0, 0, {0})
+
+
+def asked(app: Any, serving: ModuleType, **body: Any) -> Any:
+    async def main() -> Any:
+        async with app.client() as client:
+            return await client.chat.completions.create(**{**ASKED, **body})
+
+    return serving.run(main())
+
+
+def told(app: Any, serving: ModuleType, **body: Any) -> list[Any]:
+    async def main() -> list[Any]:
+        async with app.client() as client:
+            return [chunk async for chunk in await client.chat.completions.create(**{**ASKED, **body}, stream=True)]
+
+    chunks: list[Any] = serving.run(main())
+    return chunks
+
+
+def valid(name: str, arguments: str) -> bool:
+    made = json.loads(arguments)
+    if name == "clock":
+        return set(made) == {"zone"} and made["zone"] in ("UTC", "CET")
+    return name == "get_weather" and set(made) <= {"city", "days"} and len(made["city"]) <= 12 and 1 <= made.get("days", 1) <= 14
+
+
+def test_the_model_calls_a_tool_when_it_wants_to(app: Any, serving: ModuleType) -> None:
+    [choice] = asked(app, serving, temperature=0, tools=[WEATHER]).choices
+    [call] = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert call.function.name == "get_weather" and json.loads(call.function.arguments)["city"] == "Paris"
+
+
+def test_a_streamed_call_is_the_whole_one_in_pieces(app: Any, serving: ModuleType) -> None:
+    [whole] = asked(app, serving, temperature=0, tools=[WEATHER]).choices
+    chunks = told(app, serving, temperature=0, tools=[WEATHER])
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.id is not None for call in calls] == [True] + [False] * (len(calls) - 1)
+    assert calls[0].function.name == "get_weather" and len(calls) > 3
+    assert "".join(call.function.arguments for call in calls) == whole.message.tool_calls[0].function.arguments
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "clock"}}], ids=["required", "named"])
+def test_a_demanded_call_is_valid_in_every_draw(app: Any, serving: ModuleType, choice: Any) -> None:
+    answers = [asked(app, serving, temperature=1, n=20, seed=seed, tool_choice=choice, max_tokens=300, parallel_tool_calls=False)
+               for seed in range(2)]
+    ended = [one for answer in answers for one in answer.choices if one.finish_reason != "length"]
+    assert len(ended) > 30
+    for one in ended:
+        assert one.finish_reason == "tool_calls" and one.message.content is None
+        [call] = one.message.tool_calls
+        assert valid(call.function.name, call.function.arguments) and (choice == "required" or call.function.name == "clock")
+
+
+def test_no_tool_is_called_when_none_may_be(app: Any, serving: ModuleType) -> None:
+    [choice] = asked(app, serving, temperature=0, tool_choice="none", max_tokens=20).choices
+    assert choice.message.tool_calls is None and choice.finish_reason in ("stop", "length")
+
+
+def test_an_answer_in_a_format_follows_its_schema(app: Any, serving: ModuleType) -> None:
+    schema = {"type": "object", "required": ["ok"], "properties": {"ok": {"type": "boolean"}}, "additionalProperties": False}
+    named = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    answer = asked(app, serving, tools=None, response_format=named, temperature=1, n=8, seed=1, max_tokens=40)
+    made = [json.loads(one.message.content) for one in answer.choices if one.finish_reason == "stop"]
+    assert made and all(set(one) == {"ok"} and isinstance(one["ok"], bool) for one in made)
+    free = asked(app, serving, tools=None, response_format={"type": "json_object"}, temperature=1, n=4, seed=1, max_tokens=120)
+    assert all(isinstance(json.loads(one.message.content), dict) for one in free.choices if one.finish_reason == "stop")
+
+
+def test_log_probabilities_and_tokens_of_a_call_are_told_once(app: Any, serving: ModuleType) -> None:
+    chunks = told(app, serving, temperature=0, tools=[WEATHER], logprobs=True, extra_body={"return_token_ids": True})
+    drawn = sum(len(chunk.choices[0].logprobs.content) for chunk in chunks if chunk.choices[0].logprobs)
+    assert drawn == sum(len(chunk.choices[0].model_extra.get("token_ids", ())) for chunk in chunks) > 10
+
+
+def test_an_unknown_format_of_calls_is_told_at_the_start(engine: AsyncEngine) -> None:
+    with pytest.raises(ConfigError, match="hermes"):
+        Service.of(engine, ServeConfig(tool_format="herms"))
