@@ -104,7 +104,7 @@ def _selection(args: argparse.Namespace, targets: tuple[str, ...] = ()) -> Selec
     from ..conformance.select import Selection
     from ..errors import ConfigError
 
-    if (jobs := getattr(args, "jobs", 1)) < 1:
+    if (jobs := getattr(args, "jobs", None)) is not None and jobs < 1:
         raise ConfigError(f"--jobs {jobs}: at least 1")
     k, _, n = args.shard.partition("/")
     if not (k.isdecimal() and n.isdecimal()):
