@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from inferplane.conformance.case import Verdict
 from inferplane.conformance.cases import find
-from inferplane.conformance.mutants.source import SourceBug, planted
-from inferplane.conformance.mutants.triton_linear import SOURCE_BUGS
 from inferplane.conformance.rig import Rig
 from inferplane.ops import DTYPES, Dim, GatedActivation, GatedLinear, Linear, Moe, Router, Scheme
 from inferplane.ops.quantize import quantize, quantized_rows
@@ -329,48 +327,3 @@ def test_it_passes_the_suites_cases(case: str) -> None:
     found = find(case).run(Rig(OnlyProducts()))
     assert found.verdict is Verdict.PASS, found.detail
     assert all(name.startswith("triton.") for name in found.kernels)
-
-
-GATED = GatedLinear(linear=linear_of(257, 5, 5), activation=GatedActivation(kind="silu", dtype="float32"))
-
-
-SMALL: dict[str, tuple[tuple[Linear, int, str, bool], ...]] = {
-    "linear": ((linear_of(33, 150, bias=True), 2, "cuda", False), (linear_of(300, 5, bias=True), 2, "cuda", True),
-               (linear_of(257, 5), 1, "cuda", False)),
-    "quantized": (
-        (linear_of(100, 5, scheme="int8:g20:zeros"), 3, "cuda", False), (linear_of(64, 5, scheme="int8"), 3, "cuda", False),
-        (linear_of(100, 5, scheme="int8:g32:zeros:a8g32"), 3, "cuda", False), (linear_of(300, 5, scheme="int8:a8g32"), 3, "cuda", False),
-        (linear_of(96, 5, scheme="int4:g32:zeros:a8g32", dtype="bfloat16"), 3, "cuda", False),
-        (linear_of(300, 5, scheme="int8:af8"), 3, "cuda", False), (linear_of(40, 40, scheme="float8_e4m3fn:g20:r16"), 3, "rocm", False),
-        (linear_of(300, 5, scheme="float8_e4m3fn:af8", dtype="bfloat16"), 3, "rocm", False),
-    ),
-}
-"""Specs, rows, vendors and strides of which some tell each bug."""
-
-
-def told(op: str) -> bool:
-    """Whether some small case of an op shows that it is wrong."""
-    if op == "router":
-        spec = Router(experts=Dim(5, "experts"), top_k=2)
-        logits = np.round(numbers(9, 7, 5))
-        made, wanted = experts.router(device("cuda"), spec, torch.from_numpy(logits)), spec.reference(logits)
-        return not all(np.allclose(one, right, atol=1e-6) for one, right in zip(made, wanted, strict=True))
-    if op == "moe":
-        out, wanted = mixed(moe_of(), 5)
-        return not np.allclose(out, wanted, atol=1e-4, rtol=1e-4)
-    if op == "gated_linear":
-        x, parts = numbers(1, 1, 257), parts_of(GATED.linear)
-        out = linear.gated_linear(device("cuda"), None, GATED, tensor(x), linear.prepare(torch.device("cpu"), GATED.linear, parts), None)
-        return not np.allclose(host(out), GATED.reference(x, parts, None), atol=1e-3, rtol=1e-4)
-    return any(complaints(*case) for case in SMALL[op])
-
-
-@pytest.mark.parametrize("bug", SOURCE_BUGS, ids=lambda bug: bug.name)
-def test_a_bug_that_is_planted_in_its_source_is_seen_in_some_small_case(bug: SourceBug) -> None:
-    with planted(bug):
-        assert told(bug.op)
-
-
-@pytest.mark.parametrize("op", [*SMALL, "gated_linear", "router", "moe"])
-def test_the_small_cases_tell_nothing_where_no_bug_is_planted(op: str) -> None:
-    assert not told(op)
