@@ -17,6 +17,7 @@ examples:
   inferplane platforms
   inferplane platforms --json
   inferplane platforms --platform cpu --model ./Llama-3.2-1B
+  inferplane platforms --matrix             what each platform has shown, feature by feature, and at which grade
 """
 
 
@@ -28,6 +29,7 @@ def add(commands: Any) -> None:
                     "With --model, also the resolution table: which kernel serves each op, and why others were passed over.",
     )
     settings.add_engine(parser)
+    parser.add_argument("--matrix", action="store_true", help="what the conformance runs kept with the suite have shown, as markdown")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -35,6 +37,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..platforms import registry
 
+    if args.matrix:
+        return _matrix(args.json)
     rows = registry.listing()
     choices = settings.resolution(args) if args.model is not None else None
     if args.json:
@@ -45,6 +49,17 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     sys.stdout.write(_tables(rows, choices, args.model))
+    return 0
+
+
+def _matrix(as_json: bool) -> int:
+    from ..conformance import matrix, summary
+
+    kept = [summary.read(path) for path in sorted(summary.RESULTS.glob("*.json"))]
+    if as_json:
+        print(json.dumps([{"platform": one.platform, "judgement": asdict(one.judgement), "rows": one.rows} for one in kept], indent=2))
+    else:
+        sys.stdout.write(matrix.markdown(matrix.matrix(kept), kept) + "\n")
     return 0
 
 

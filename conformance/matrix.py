@@ -72,7 +72,7 @@ class Matrix:
 def matrix(bundles: Sequence[Bundle | Summary]) -> Matrix:
     """A case that several bundles of one platform tell counts once, and as failed if one of them says so.
 
-    A summary holds no cases, so it fills the columns that no bundle has.
+    A summary holds no cases, so it fills the columns that no bundle has; of several for one column, each what those before it lack.
     """
     told: dict[tuple[str, str], Result] = {}
     columns: dict[str, None] = {}
@@ -85,14 +85,15 @@ def matrix(bundles: Sequence[Bundle | Summary]) -> Matrix:
     found = [(column, result.level, result.feature, Cell(Counter([result.verdict]), result.grade))
              for (column, _), result in told.items()]
     failures = {column: [one for (place, _), one in told.items() if place == column and one.verdict not in GOOD] for column in columns}
-    full = {column for column, *_ in found}
+    full, known = {column for column, *_ in found}, set[tuple[str, str]]()
     for summary in (one for one in bundles if isinstance(one, Summary)):
         for column, rows in summary.rows.items():
-            if column not in full:
-                full.add(column)
-                failures[column] = summary.failures.get(column, [])
-                found += [(column, level, feature, Cell(Counter({Verdict(one): n for one, n in counts.items()}), grade))
-                          for feature, (level, grade, counts) in rows.items()]
+            if column in full:
+                continue
+            failures[column] = [*failures[column], *summary.failures.get(column, [])]
+            found += [(column, level, feature, Cell(Counter({Verdict(one): n for one, n in counts.items()}), grade))
+                      for feature, (level, grade, counts) in rows.items() if (column, feature) not in known]
+            known |= {(column, feature) for feature in rows}
     cells: dict[tuple[str | int, str], Cell] = {}
     for column, level, feature, one in found:
         for row in (feature, level):

@@ -15,6 +15,8 @@ from .case import GOOD, Verdict
 from .runner import GRADES, Result
 
 SHOWN_FAILURES = 25
+RESULTS = Path(__file__).resolve().parent / "results"
+"""Summaries of the runs that this project shows."""
 
 
 @dataclass(frozen=True)

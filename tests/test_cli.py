@@ -185,6 +185,14 @@ def test_platforms_tells_of_each_one_why(run: Run) -> None:
     assert all(name in run("platforms").stdout for name in rows)
 
 
+def test_platforms_shows_what_the_kept_runs_have_shown(run: Run) -> None:
+    done = run("platforms", "--matrix")
+    assert done.returncode == 0, done.stderr
+    assert "| cuda:interpreted |" in done.stdout.split("\n")[0] and "attention.decode" in done.stdout
+    told = json.loads(run("platforms", "--matrix", "--json").stdout)
+    assert {"cuda:interpreted", "rocm:interpreted"} <= {one["platform"] for one in told}
+
+
 def test_platforms_with_a_model_shows_the_kernel_of_every_op(run: Run) -> None:
     told = json.loads(run("platforms", "--platform", "reference", "--model", "tiny", "--json").stdout)
     assert {row["op"] for row in told["kernels"]} >= {"embedding", "linear", "attention", "write_kv", "rms_norm", "sample"}

@@ -17,6 +17,7 @@ from inferplane.conformance.case import Case, Verdict
 from inferplane.conformance.cases import FAMILIES
 from inferplane.conformance.runner import Result
 from inferplane.conformance.select import Selection
+from inferplane.conformance.summary import summary_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
@@ -42,6 +43,7 @@ def made(platform: str, cases: Sequence[Case], grade: str = "device", **verdicts
         results.append(Result(case.id, case.feature, case.level, told[0] if told else Verdict.PASS, grade, f"<i>{platform}</i>", (), 0.1))
     environment = {
         "suite": "1.0", "written": "2027-01-02T03:04:05+00:00", "made_on": [{"machine": "Linux <6>", "python": "3.11.9", "packages": {}}],
+        "manifest": "", "selection": {},
     }
     selection = Selection()
     return Bundle(Path("nowhere"), platform, selection, environment, results, judgement(results, selection, cases, ()))
@@ -255,3 +257,12 @@ def light(colour: str) -> float:
 def contrast(one: str, other: str) -> float:
     darker, brighter = sorted((light(one), light(other)))
     return (brighter + 0.05) / (darker + 0.05)
+
+
+def test_summaries_of_one_platform_fill_each_others_gaps(cases: list[Case]) -> None:
+    ops, graphs = ([case for case in cases if case.feature.startswith(name)] for name in ("norm.", "graph."))
+    kept = [summary_of(made("acme", some)) for some in (ops, [*ops[:1], *graphs])]
+    table = matrix.matrix(kept)
+    assert table.columns == ("acme",)
+    assert {feature for _, feature in table.rows} == {case.feature for case in [*ops, *graphs]}
+    assert sum(table.cells[ops[0].feature, "acme"].counts.values()) == sum(case.feature == ops[0].feature for case in ops)
