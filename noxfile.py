@@ -122,7 +122,8 @@ def sanitizers(session: nox.Session) -> None:
             session.error(f"{library} holds no {mark.decode()}: it was built without the sanitizers, so a green run would prove nothing")
     runtimes = [session.run("gcc", f"-print-file-name={name}", external=True, silent=True).strip()
                 for name in ("libasan.so", "libubsan.so")]
-    session.run("pytest", "-k", "cpu and not test_layers and not test_cli and not test_readme", "--ignore-glob=*/test_serve*.py", *session.posargs,
+    session.run("pytest", "-k", "cpu and not test_layers and not test_cli and not test_readme", "--ignore-glob=*/test_serve*.py",
+                *session.posargs,
                 env={"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0", "OPENBLAS_NUM_THREADS": "1"})
 
 
