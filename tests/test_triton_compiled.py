@@ -13,6 +13,7 @@ tl = pytest.importorskip("triton.language")
 
 from inferplane.ops import (  # noqa: E402
     AddRmsNorm,
+    Attention,
     BatchShape,
     Dim,
     GatedActivation,
@@ -27,7 +28,7 @@ from inferplane.ops import (  # noqa: E402
     unpack,
 )
 from inferplane.platforms.families.torch.arrays import tensor  # noqa: E402
-from inferplane.platforms.families.triton import cells, rows, sample  # noqa: E402
+from inferplane.platforms.families.triton import attention, cells, rows, sample  # noqa: E402
 from inferplane.platforms.families.triton.compiled import Compiler, _over  # noqa: E402
 from inferplane.platforms.families.triton.launches import Launch  # noqa: E402
 from inferplane.platforms.families.triton.state import TritonState  # noqa: E402
@@ -41,8 +42,8 @@ def compiler(request: Any) -> Iterator[Compiler]:
         yield Compiler(TARGETS[request.param])
 
 
-def batch(tokens: int, **more: Any) -> tuple[Any, Any]:
-    packed, *_ = empty(BatchShape(tokens, tokens, tokens, (4,), 1, **more))
+def batch(tokens: int, rows: int = 0, longest: int = 1, **more: Any) -> tuple[Any, Any]:
+    packed, *_ = empty(BatchShape(tokens, rows or tokens, rows or tokens, (4,), longest, **more))
     return unpack(packed.shape, tensor(packed.integers).to("meta"), tensor(packed.floats).to("meta"))
 
 
@@ -88,6 +89,42 @@ def test_every_row_kernel_compiles_and_fits(compiler: Compiler, work: Any) -> No
     assert compiler.made
     assert [one for one in compiler.made if not one.fits] == []
     assert all(0 < one.registers <= compiler.target.registers for one in compiler.made)
+
+
+DECODE, SHORT, CHUNK = (8, 8, 1), (16, 8, 4), (512, 2, 256)
+"""(tokens, rows, longest query)."""
+CROWDED = (
+    ("sm_80", (576, 512), "float8_e4m3fn", DECODE),
+    ("sm_80", (64, 64), "int8", CHUNK),
+    ("sm_90", (576, 512), "float8_e4m3fn", DECODE),
+    ("sm_90", (80, 80), "int8", DECODE),
+    ("sm_90", (128, 128), "int8", CHUNK),
+    ("sm_100", (576, 512), None, DECODE),
+    ("sm_100", (128, 128), None, DECODE),
+    ("sm_100", (576, 512), "int8", SHORT),
+    ("gfx942", (64, 64), None, CHUNK),
+    ("gfx942", (80, 80), "int8", SHORT),
+    ("gfx950", (64, 64), "float8_e4m3fn", DECODE),
+    ("gfx950", (128, 128), "int8", SHORT),
+)
+"""Calls of attention whose tiles fill the registers: with wider ones, or with dearer masks, they spilled."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("compiler", "dims", "kv_dtype", "form"), CROWDED, indirect=["compiler"])
+def test_attention_with_a_window_a_softcap_and_sinks_does_not_spill(
+    compiler: Compiler, dims: tuple[int, int], kv_dtype: str | None, form: tuple[int, int, int],
+) -> None:
+    (key_dim, value_dim), latent = dims, dims[0] != dims[1]
+    heads, kv_heads = (Dim(16), Dim(1)) if latent else (Dim(8), Dim(2))
+    spec = Attention(heads=heads, kv_heads=kv_heads, key_dim=key_dim, value_dim=value_dim, scale=0.1, dtype="bfloat16", kv_dtype=kv_dtype,
+                     latent=latent, window=15, softcap=30.0, sinks=True)
+    write = WriteKV(kv_heads=kv_heads, key_dim=key_dim, value_dim=value_dim, dtype="bfloat16", kv_dtype=kv_dtype, latent=latent)
+    state = TritonState(compiler.device, [StateGroup("full", (0,), write.arrays)], [8], 4)
+    q = torch.zeros(form[0], heads.size, key_dim, dtype=torch.bfloat16)
+    attention.attention(compiler.device, spec, q, state[0], batch(*form)[0], (torch.zeros(heads.size),))
+    assert compiler.made[0].kernel == "attention_kernel"
+    assert [one for one in compiler.made if not one.fits] == []
 
 
 @triton.jit

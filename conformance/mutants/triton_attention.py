@@ -24,9 +24,9 @@ FIRST_SHARE = """(split == 0, tl.load(sinks + head, mask=held, other=0.0).to(tl.
 """
 SOURCE_BUGS: tuple[SourceBug, ...] = (
     # Masks.
-    _kernel("sees_the_next_key", OURS, "visible = key[None, :] <= position[:, None]", "visible = key[None, :] <= position[:, None] + 1"),
-    _kernel("does_not_see_itself", OURS, "visible = key[None, :] <= position[:, None]", "visible = key[None, :] < position[:, None]"),
-    _kernel("window_one_too_wide", "vLLM #3385", "key[None, :] > position[:, None] - window", "key[None, :] >= position[:, None] - window"),
+    _kernel("sees_the_next_key", OURS, "behind = position[:, None] - key", "behind = position[:, None] + 1 - key"),
+    _kernel("does_not_see_itself", OURS, "behind = position[:, None] - key", "behind = position[:, None] - 1 - key"),
+    _kernel("window_one_too_wide", "vLLM #3385", "< window.to(tl.uint32)", "<= window.to(tl.uint32)"),
     _kernel("window_one_too_narrow_where_it_loads", OURS, "first + ahead - window + 1)", "first + ahead - window + 2)"),
     _kernel("a_tile_at_the_edge_taken_for_full", OURS, "tl.minimum((first + ahead + 1) // BLOCK_N * BLOCK_N, end)",
             "tl.minimum(tl.cdiv(first + ahead + 1, BLOCK_N) * BLOCK_N, end)"),

@@ -182,7 +182,13 @@ def _walk(
         # A scale that nothing else comes between is applied with the subtraction of the peak, in one instruction.
         unit = 1.0
         if softcap is not None:
-            scores = softcap * (1 - 2 / (1 + tl.exp2(scores * scale)))
+            grown = 1 + tl.exp2(scores * scale)
+            if q0.dtype == tl.float32:
+                scores = softcap * (1 - 2 / grown)
+            else:
+                # 1 / grown to 16 bits and more without a division, which takes ten instructions and, on AMD, masks of lanes.
+                root = tl.rsqrt(grown)
+                scores = softcap - 2 * softcap * root * root
         elif slope is not None:
             scores *= scale
         else:
@@ -190,9 +196,11 @@ def _walk(
         if slope is not None:
             scores += slope[:, None] * (key[None, :] - position[:, None])
         if EDGE:
-            visible = key[None, :] <= position[:, None]
+            behind = position[:, None] - key[None, :]
+            visible = behind >= 0
             if window is not None:
-                visible &= key[None, :] > position[:, None] - window
+                # Both ends in one comparison, what is ahead being large without its sign: AMD has few registers for masks.
+                visible = behind.to(tl.uint32) < window.to(tl.uint32)
             scores = tl.where(visible, scores, float("-inf"))
 
         higher = tl.maximum(peak, tl.max(scores, 1) * unit)

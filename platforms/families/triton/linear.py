@@ -115,8 +115,8 @@ def divided(device: Device, config: Launch, rows: int, outputs: int, steps: int)
 
 
 def lines(*arrays: Tensor) -> str:
-    """even where every line begins at a multiple of 16 bytes, so that loads may be that wide; otherwise odd."""
-    return "odd" if any(array.stride(0) * array.itemsize % 16 for array in arrays) else "even"
+    """even where every line begins at a multiple of 16 numbers, which is what the compiler is told, so that loads are wide; or odd."""
+    return "odd" if any(array.stride(0) % 16 for array in arrays) else "even"
 
 
 def partials(out: Tensor, splits: int) -> Tensor | None:
