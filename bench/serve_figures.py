@@ -12,8 +12,7 @@ from ..errors import ConfigError
 from .serve_client import Trip
 
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
-TIMELINE_STEPS = 120
-"""Of a plot, at most."""
+TIMELINE_STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -88,17 +87,16 @@ def spread(seconds: Sequence[float]) -> dict[str, float] | None:
 
 def timeline(trips: Sequence[Trip], began: float, ended: float) -> dict[str, list[float]]:
     """Over the run, in equal steps: seconds at each step's end, tokens per second within it, requests under way at its end."""
-    steps = int(min(TIMELINE_STEPS, max(1, round(ended - began))))
-    edges = np.linspace(began, ended, steps + 1)
+    edges = np.linspace(began, ended, TIMELINE_STEPS + 1)
     weights = [trip.output_tokens / len(trip.arrivals) if trip.output_tokens else 1.0 for trip in trips if trip.arrivals]
     arrivals = [trip.arrivals for trip in trips if trip.arrivals]
-    counted = np.zeros(steps)
+    counted = np.zeros(TIMELINE_STEPS)
     for times, weight in zip(arrivals, weights, strict=True):
         counted += weight * np.histogram(times, edges)[0]
     sent = np.sort([trip.sent for trip in trips if trip.sent])
     left = np.sort([ended if trip.ended is None else trip.ended for trip in trips if trip.sent])
     inside = np.searchsorted(sent, edges[1:], "right") - np.searchsorted(left, edges[1:], "left")
-    width = max((ended - began) / steps, 1e-9)
+    width = max((ended - began) / TIMELINE_STEPS, 1e-9)
     return {
         "seconds": (edges[1:] - began).tolist(), "tokens_per_second": (counted / width).tolist(), "running": inside.tolist(),
     }

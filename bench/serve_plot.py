@@ -17,6 +17,7 @@ def draw(record: Record, path: Path) -> None:
     figure = Figure(figsize=(8, 7), layout="constrained")
     rates, latencies = figure.subplots(2, 1)
     _draw_rates(rates, one)
+    figure.legend(loc="outside upper center", fontsize=8, ncols=2)
     _draw_latencies(latencies, one)
     rates.set_title(_title(record, one), fontsize=9)
     figure.savefig(path)
@@ -24,18 +25,17 @@ def draw(record: Record, path: Path) -> None:
 
 def _draw_rates(axes: Any, one: Record) -> None:
     line = one["timeline"]
-    axes.step(line["seconds"], line["tokens_per_second"], where="pre", color="C0", label="output tokens per second")
+    edges = [0.0, *line["seconds"]]
+    axes.stairs(line["tokens_per_second"], edges, color="C0", fill=True, alpha=0.6, label="output tokens per second")
     axes.set_xlim(0, one["seconds"])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds")
     axes.set_ylabel("output tokens per second")
     other = axes.twinx()
-    other.step(line["seconds"], line["running"], where="pre", color="C1", alpha=0.7, label="requests under way")
+    other.plot(line["seconds"], line["running"], color="C1", label="requests under way")
     other.set_ylim(bottom=0)
     other.set_ylabel("requests under way")
     axes.grid(alpha=0.3)
-    handles = [*axes.get_lines(), *other.get_lines()]
-    axes.legend(handles, [handle.get_label() for handle in handles], loc="lower center", fontsize=8)
 
 
 def _draw_latencies(axes: Any, one: Record) -> None:
