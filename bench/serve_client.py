@@ -24,7 +24,7 @@ class Trip:
 
     due: float
     prompt_tokens: int = 0
-    sent: float = 0.0
+    sent: float | None = None
     arrivals: list[float] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     output_tokens: int = 0

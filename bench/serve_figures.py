@@ -64,7 +64,7 @@ def figures(trips: Sequence[Trip], slo: Slo, began: float, ended: float) -> dict
         "itl_ms": spread([gap for trip in well for gap in np.diff(trip.arrivals).tolist()]),
         "mean_itl_ms": spread([gap for trip in well if (gap := mean_gap(trip)) is not None]),
         "end_to_end_ms": spread([trip.arrivals[-1] - trip.due for trip in well]),
-        "late_ms": spread([trip.sent - trip.due for trip in trips if trip.sent]),
+        "late_ms": spread([trip.sent - trip.due for trip in trips if trip.sent is not None]),
         "timeline": timeline(trips, began, ended),
     }
 
@@ -93,8 +93,8 @@ def timeline(trips: Sequence[Trip], began: float, ended: float) -> dict[str, lis
     counted = np.zeros(TIMELINE_STEPS)
     for times, weight in zip(arrivals, weights, strict=True):
         counted += weight * np.histogram(times, edges)[0]
-    sent = np.sort([trip.sent for trip in trips if trip.sent])
-    left = np.sort([ended if trip.ended is None else trip.ended for trip in trips if trip.sent])
+    sent = np.sort([trip.sent for trip in trips if trip.sent is not None])
+    left = np.sort([ended if trip.ended is None else trip.ended for trip in trips if trip.sent is not None])
     inside = np.searchsorted(sent, edges[1:], "right") - np.searchsorted(left, edges[1:], "left")
     width = max((ended - began) / TIMELINE_STEPS, 1e-9)
     return {
