@@ -13,6 +13,8 @@ import httpx2
 from ..errors import ConfigError
 
 REFUSED_KEYS = (401, 403)
+KEPT_SECONDS = 2.0
+"""That an idle connection is used again. Servers close theirs after five, and a request that crosses the closing is lost."""
 
 
 @dataclass
@@ -45,8 +47,8 @@ class Client:
         self._ids, self._timeout_seconds = ids, timeout_seconds
         self._http = httpx2.AsyncClient(
             base_url=url, headers={"authorization": f"Bearer {key}"} if key else {}, timeout=timeout_seconds,
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None), trust_env=False,
-            verify=ssl.create_default_context(),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEPT_SECONDS),
+            trust_env=False, verify=ssl.create_default_context(),
         )
 
     async def __aenter__(self) -> Self:
