@@ -89,11 +89,11 @@ async def _soak(own: OwnServer, seconds: float, streams: int) -> dict[str, Any]:
         watcher.cancel()
         ended = time.perf_counter()
         left = await _emptied(client)
-        checks = [*_checks(soak, left, own.resident_bytes(), streams), *await _end_under_load(own, client, streams)]
+        held = [*checks(soak, left, own.resident_bytes(), streams), *await _end_under_load(own, client, streams)]
     found = figures(soak.trips, Slo(), soak.began, ended)
     return {
         "format": 1, "kind": "soak", "date": today(), "machine": describe_machine(), "versions": describe_versions(),
-        "seconds": seconds, "streams": streams, "checks": [asdict(check) for check in checks], "vanished": soak.vanished,
+        "seconds": seconds, "streams": streams, "checks": [asdict(check) for check in held], "vanished": soak.vanished,
         "resident_bytes": soak.resident_bytes, "results": [{name: value for name, value in found.items() if name != "timeline"}],
     }
 
@@ -150,7 +150,7 @@ async def _emptied(client: Client) -> dict[str, float]:
         await asyncio.sleep(0.2)
 
 
-def _checks(soak: Soak, left: Mapping[str, float], resident_bytes: int, streams: int) -> list[Check]:
+def checks(soak: Soak, left: Mapping[str, float], resident_bytes: int, streams: int) -> list[Check]:
     well = [trip for trip in soak.trips if trip.error is None]
     errors = Counter(trip.error for trip in soak.trips if trip.error)
     silences = [gap for trip in well for gap in _silences(trip)]

@@ -22,10 +22,12 @@ from inferplane.errors import ConfigError
 
 pytest.importorskip("httpx2")
 
+from inferplane.bench import serve_soak
 from inferplane.bench.serve import Target, run_serve
 from inferplane.bench.serve_client import Trip, events
 from inferplane.bench.serve_figures import Slo, figures, spread
 from inferplane.bench.serve_load import Conversation, Load, parse_tokens
+from inferplane.bench.serve_soak import Soak, checks
 
 SMALL = ("--prompt-tokens", "12", "--output-tokens", "6")
 OWN = ("--platform", "cpu", "--kv-cache-memory-gb", "0.05")
@@ -357,6 +359,26 @@ def test_an_interrupt_reports_what_was_measured_so_far(server: Any, serving: Mod
     record = json.loads(kept.read_text())
     assert record["interrupted"] and "; interrupted" in told
     assert record["results"][0]["completed"] >= 3 and record["results"][0]["errors"] == {}
+
+
+def test_a_short_soak_leaves_nothing_behind(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    kept = tmp_path / "soak.json"
+    serve_soak.main(["--seconds", "5", "--streams", "12", "--output", str(kept)])
+    record = json.loads(kept.read_text())
+    failed = {check["name"]: check["found"] for check in record["checks"] if not check["holds"]}
+    assert not failed.keys() - {"so many streams at once"}, failed
+    assert len(record["checks"]) == 9 and record["vanished"] > 0
+
+
+def test_a_soak_fails_for_memory_that_grows_blocks_that_stay_silence_and_errors() -> None:
+    answered, vanished = trip(0.0, first=0.1, gap=0.1, tokens=3), 1
+    flat = [(float(second), 100 << 20) for second in range(40)]
+    sound = Soak(0.0, [answered], vanished, flat, [10.0])
+    assert [check.name for check in checks(sound, {}, 100 << 20, 10) if not check.holds] == []
+    growing = [(second, size + (int(second) * 5 << 20)) for second, size in flat]
+    failing = Soak(0.0, [trip(0.0, first=99.0, gap=0.1, tokens=3), Trip(1.0, sent=1.0, ended=1.1, error="connection")], 0, growing, [3.0])
+    assert not any(check.holds for check in checks(failing, {"inferplane:kv_blocks.held": 1.0}, 300 << 20, 10))
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])
