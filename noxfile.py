@@ -62,6 +62,14 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """200 streams for 10 minutes, clients that vanish, SIGTERM under load: `nox -s soak -- --seconds 180`. Not part of CI."""
+    session.install(*CONSTRAINTS, ".[bench,serve]")
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-m", "inferplane.bench.serve_soak", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session
 def conformance(session: nox.Session) -> None:
     """The quick list of the suite on the platforms that run here: `nox -s conformance -- --platform cpu attention`."""
     session.install(*CONSTRAINTS, ".")

@@ -22,6 +22,8 @@ def headline(record: Record) -> list[str]:
     """The model where there is one, what computed it, and what that can do at most."""
     if record["kind"] == "accuracy":
         return [f"{record['of']} on {record['platform']['name']}: {record['tokens']:,} tokens, {record['asked']:,} of them asked for"]
+    if record["kind"] == "serve":
+        return _served(record)
     machine, platform, limits = (record[name] for name in ("machine", "platform", "limits"))
     rates = [f"read {limits['read_bytes_per_second'] / 1e9:.1f} GB/s"] if limits["read_bytes_per_second"] else []
     rates += [f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in limits["flops"].items()]
@@ -38,6 +40,37 @@ def _model(record: Record) -> str:
     quantized = f" and {record['settings']['quantization']}" if record["settings"].get("quantization") else ""
     spent = f"loaded in {record['load_seconds']:.1f} s" + (f", at most {peak / 1e9:.2f} GB of memory" if peak else "")
     return f"{model['name']}: {model['parameters'] / 1e6:,.1f} M parameters, {model['dtype']}{quantized}, {weights}; {spent}"
+
+
+def _served(record: Record) -> list[str]:
+    """What was asked of the server, and what it gave. Its latencies are the table's."""
+    server, [one] = record["server"], record["results"]
+    where = f"{record['machine']['cpu']}, {record['machine']['cores']} cores" if server["own"] else "a server that was running"
+    rates = (one["requests_per_second"], one["output_tokens_per_second"], one["total_tokens_per_second"])
+    lines = [
+        f"{server['model']} on {where}; {record['load']['described']}",
+        f"{one['completed']:,} of {one['requests']:,} requests ended well in {one['seconds']:.1f} s"
+        + (f", {one['unfinished']:,} had not ended" if one["unfinished"] else "") + ("; interrupted" if record["interrupted"] else ""),
+        "{:,.2f} requests/s, {:,.1f} output tokens/s, {:,.1f} with prompts".format(*rates),
+    ]
+    if good := one["goodput"]:
+        limits = [f"{name} {good[key]:g} ms" for name, key in (("first token", "ttft_ms"), ("mean between tokens", "itl_ms")) if good[key]]
+        lines.append(f"goodput {good['requests_per_second']:,.2f} requests/s: {100 * good['share']:.1f} % kept {', '.join(limits)}")
+    for kind, count in one["errors"].items():
+        said = one["errors_said"].get(kind)
+        lines.append(f"{count:,} x {kind}{': ' + said if said else ''}")
+    spent = [f"client {one['client_cpu_seconds']:.2f} s ({one['client_cores']:.2f} cores)"]
+    spent += [f"server {one['server_cpu_seconds']:.2f} s"] if one["server_cpu_seconds"] is not None else []
+    late = f"; requests left {one['late_ms']['p99']:.1f} ms late (p99)" if one["late_ms"] else ""
+    return [*lines, f"processor time: {', '.join(spent)}{late}"]
+
+
+def _serve(record: Record) -> Table:
+    table = _table("Latency in milliseconds", "time", "mean", "p50", "p90", "p95", "p99", "max", left=1)
+    for name, key in SERVE_LATENCIES.items():
+        if found := record["results"][0][key]:
+            table.add_row(name, *(f"{found[one]:,.1f}" for one in ("mean", "p50", "p90", "p95", "p99", "max")))
+    return table
 
 
 def _throughput(record: Record) -> Table:
@@ -96,7 +129,12 @@ def _accuracy(record: Record) -> Table:
 
 
 LATENCIES = {"to the first token": "first_token_ms", "between tokens": "between_tokens_ms", "end to end": "end_to_end_ms"}
-_TABLES = {"throughput": _throughput, "sweep": _throughput, "latency": _latency, "ops": _ops, "accuracy": _accuracy}
+SERVE_LATENCIES = {
+    "to the first token": "ttft_ms", "between tokens": "itl_ms", "between, mean of each": "mean_itl_ms", "end to end": "end_to_end_ms",
+}
+_TABLES = {
+    "throughput": _throughput, "sweep": _throughput, "latency": _latency, "serve": _serve, "ops": _ops, "accuracy": _accuracy,
+}
 
 
 def _table(title: str, *columns: str, left: int = 2) -> Table:

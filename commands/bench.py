@@ -2,19 +2,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import settings
+from . import bench_serve, records, settings
 
 if TYPE_CHECKING:
     from ..bench.work import Work
 
 CONCURRENCY = "1,2,4,8,16,32,48"
-PRINTED = Path("-")
 WORKS = {"throughput": "decode1,prefill1k,batch16,batch48", "latency": "decode1,batch16"}
 EXAMPLES = """\
 examples:
@@ -22,6 +20,7 @@ examples:
   inferplane bench throughput --model ./Llama-3.2-1B --work decode1,128:64:16 --output figures.json
   inferplane bench latency --work 256:64:4 --repeats 5 --json
   inferplane bench sweep --shape llama-1b --platform cpu --concurrency 1,4,16 --plot sweep.svg
+  inferplane bench serve --url http://127.0.0.1:8000 --rate 4 --duration 60 --slo-ttft-ms 500
   inferplane bench ops --platform acme --op linear,attention
   inferplane bench accuracy --scheme int4:g64:float16
 """
@@ -34,7 +33,8 @@ PROMPT:OUTPUT:REQUESTS. Prompts are random ids; answers are greedy and never end
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
-        "bench", help="measure throughput, latency and single ops", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        "bench", help="measure throughput, latency, servers and single ops", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measure a model on a platform, and what the machine could do at most, in the same run.",
     )
     kinds = parser.add_subparsers(metavar="KIND", required=True)
@@ -43,6 +43,7 @@ def add(commands: Any) -> None:
     _add(kinds, "latency", "time to the first token, between tokens and to the end, with a fixed number of requests at once",
          "requests that each client sends, one after the other (default: 3)")
     _add_sweep(kinds)
+    bench_serve.add(kinds)
     _add_ops(kinds)
     _add_accuracy(kinds)
 
@@ -63,7 +64,7 @@ def run_sweep(args: argparse.Namespace) -> int:
 
     works = sweep_works(args.concurrency, args.prompt_tokens, args.output_tokens)
     if args.plot is not None:
-        _check("--plot", args.plot)
+        records.check_file("--plot", args.plot)
         check_plot(args.plot)
     record = _measure(args, works, "sweep")
     if args.plot is not None:
@@ -77,7 +78,7 @@ def _add_ops(kinds: Any) -> None:
     parser.add_argument("--platform", metavar="P", required=True, help="a platform, with options after a colon")
     parser.add_argument("--op", metavar="OP,...", default="", help="only these, such as linear,attention (default: all)")
     parser.add_argument("--dtype", metavar="D", help="what to compute in (default: what the platform prefers)")
-    _add_record(parser)
+    records.add(parser)
     parser.set_defaults(run=run_ops)
 
 
@@ -85,10 +86,10 @@ def run_ops(args: argparse.Namespace) -> int:
     from ..bench.ops import run_ops
     from ..core.progress import bar
 
-    _check_kept(args)
+    records.check(args)
     with bar(sys.stderr.isatty()) as progress:
         record = run_ops(args.platform, [op.strip() for op in args.op.split(",") if op.strip()], args.dtype, progress or _tell)
-    _give(record, args)
+    records.give(record, args)
     return 1 if any(one["wrong"] for one in record["results"]) else 0
 
 
@@ -99,7 +100,7 @@ def _add_accuracy(kinds: Any) -> None:
     parser.add_argument("--shape", metavar="NAME", help="random weights in a named shape instead, cut to two layers: llama-1b")
     parser.add_argument("--scheme", metavar="S", action="append", default=[], help="one more scheme, such as int4:g64; repeatable")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the random weights (default: 0)")
-    _add_record(parser)
+    records.add(parser)
     parser.set_defaults(run=run_accuracy)
 
 
@@ -107,10 +108,10 @@ def run_accuracy(args: argparse.Namespace) -> int:
     from ..bench.accuracy import run_accuracy
     from ..core.progress import bar
 
-    _check_kept(args)
+    records.check(args)
     with bar(sys.stderr.isatty()) as progress:
         record = run_accuracy(args.platform, shape=args.shape, schemes=args.scheme, seed=args.seed, progress=progress or _tell)
-    _give(record, args)
+    records.give(record, args)
     return 0
 
 
@@ -130,14 +131,8 @@ def _add_measured(parser: argparse.ArgumentParser, repeats: str) -> None:
                         help="random weights in a named shape, instead of --model: llama-1b, llama-8b, qwen2.5-0.5b, qwen3-0.6b or tiny")
     parser.add_argument("--repeats", type=int, metavar="N", default=3, help=repeats)
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the prompts and the random weights (default: 0)")
-    _add_record(parser)
+    records.add(parser)
     settings.add_engine(parser)
-
-
-def _add_record(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", nargs="?", type=Path, const=PRINTED, metavar="FILE",
-                        help="print the record instead of the table; with a file, the same as --output")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="keep the record in a file, too")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -152,48 +147,15 @@ def _measure(args: argparse.Namespace, works: Sequence[Work], kind: str) -> dict
     from ..core.progress import bar
 
     plan = Plan(works, args.repeats, args.shape, args.seed, settings.names(args))
-    _check_kept(args)
+    records.check(args)
     with bar(sys.stderr.isatty()) as progress:
         told = progress or _tell
         record = run_latency(plan, told) if kind == "latency" else run_throughput(plan, told, kind)
-    _give(record, args)
+    records.give(record, args)
     return record
-
-
-def _give(record: dict[str, Any], args: argparse.Namespace) -> None:
-    for file in _kept(args).values():
-        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if args.json == PRINTED:
-        print(json.dumps(record, indent=1))
-    else:
-        from rich.console import Console
-
-        from ..bench.report import show
-
-        show(record, Console())
 
 
 def _tell(what: str, done: int, total: int) -> None:
     """Progress where nobody watches: a line for each thing that is done."""
     if done == total:
         print(f"inferplane bench: {what}: done", file=sys.stderr)
-
-
-def _kept(args: argparse.Namespace) -> dict[str, Path]:
-    """Option -> the file in which it keeps the record."""
-    asked = {"--output": args.output, "--json": args.json}
-    return {option: file for option, file in asked.items() if file not in (None, PRINTED)}
-
-
-def _check_kept(args: argparse.Namespace) -> None:
-    for option, file in _kept(args).items():
-        _check(option, file)
-
-
-def _check(option: str, file: Path) -> None:
-    """Before minutes of measuring, not after them."""
-    from ..errors import ConfigError
-
-    if file.is_dir() or not file.parent.is_dir():
-        found = "it is a folder" if file.is_dir() else "its folder does not exist"
-        raise ConfigError(f"{option} {file} cannot be written: {found}. Give a file.")

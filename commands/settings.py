@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,22 @@ def names(args: argparse.Namespace) -> dict[str, Any]:
     given: dict[str, Any] = {name: getattr(args, name) for name in ENGINE}
     given["kernels"] = dict(_kernel(text) for text in args.kernel) if args.kernel else None
     return {name: value for name, value in given.items() if value is not None}
+
+
+def options(given: Mapping[str, Any]) -> list[str]:
+    """What `names` gave, as options again, for a command in a process of its own."""
+    made = []
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "kernels":
+            made += [part for op, kernel in value.items() for part in ("--kernel", f"{op}={kernel}")]
+        elif name == "enable_prefix_caching":
+            made += [] if value else ["--no-prefix-caching"]
+        elif isinstance(value, bool):
+            made.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            made += [option, str(value)]
+    return made
 
 
 def start(args: argparse.Namespace) -> LLM:
