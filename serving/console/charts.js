@@ -4,6 +4,7 @@ import { element } from "./server.js";
 const WIDTH = 240;
 const HEIGHT = 72;
 const TOP = 6;
+const LEAST_POINTS = 30;
 const CLASSES = ["one", "two"];
 
 function shape(name, attributes) {
@@ -29,11 +30,12 @@ export class Chart {
     });
     this.svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
     for (const y of [TOP, (TOP + HEIGHT) / 2, HEIGHT]) this.svg.append(shape("line", { class: "grid", x1: 0, x2: WIDTH, y1: y, y2: y }));
-    this.lines = series.map((_, place) => ["fill", "stroke"].map((kind) => shape("path", { class: `${kind} ${CLASSES[place]}` })));
+    this.fill = shape("path", { class: "fill" });
+    this.lines = series.map((_, place) => shape("path", { class: `stroke ${CLASSES[place]}` }));
     this.cursor = shape("line", { class: "cursor", y1: 0, y2: HEIGHT });
-    this.svg.append(...this.lines.flat(), this.cursor);
+    this.svg.append(this.fill, ...[...this.lines].reverse(), this.cursor);
     this.top = element("span", { class: "most" });
-    this.ends = element("p", { class: "ends" }, element("span", {}, `${Math.round(length / 60)} min ago`), element("span", {}, "now"));
+    this.ends = element("p", { class: "ends" }, element("span"), element("span", {}, "now"));
     host.append(element("figure", { class: "chart", "data-chart": name }, element("h3", {}, title),
       element("div", { class: "values" }, ...this.values.map((one) => one.box)), element("div", { class: "plot" }, this.svg, this.top), this.ends));
     this.svg.addEventListener("pointermove", (event) => this.point(event));
@@ -47,20 +49,25 @@ export class Chart {
     this.draw();
   }
 
+  /** Points that the width stands for: it grows with the first ones. */
+  get shown() {
+    return Math.max(LEAST_POINTS, this.points.length);
+  }
+
   x(place) {
-    return WIDTH * (1 - (this.points.length - 1 - place) / (this.length - 1));
+    return WIDTH * (1 - (this.points.length - 1 - place) / (this.shown - 1));
   }
 
   draw() {
     const most = this.most ?? ceiling(Math.max(this.least, ...this.points.flat().filter((value) => value !== null)));
     const y = (value) => HEIGHT - (HEIGHT - TOP) * Math.min(1, value / most);
-    this.lines.forEach(([fill, stroke], series) => {
+    this.lines.forEach((stroke, series) => {
       const runs = this.runs(series).map((run) => run.map(([place, value]) => `${this.x(place).toFixed(1)} ${y(value).toFixed(1)}`));
       stroke.setAttribute("d", runs.map((run) => `M${run.join("L")}${run.length === 1 ? "h.1" : ""}`).join(""));
-      fill.setAttribute("d", runs.map((run) =>
-        `M${run[0].split(" ")[0]} ${HEIGHT}L${run.join("L")}V${HEIGHT}Z`).join(""));
+      if (!series) this.fill.setAttribute("d", runs.map((run) => `M${run[0].split(" ")[0]} ${HEIGHT}L${run.join("L")}V${HEIGHT}Z`).join(""));
     });
     this.top.textContent = this.format(most);
+    this.ends.firstChild.textContent = `${this.shown} s ago`;
     if (this.held === undefined) this.tell(this.points.length - 1);
     const said = this.series.map((one, place) => `${one} ${this.format(this.points.at(-1)[place])}`).join(", ");
     this.svg.setAttribute("aria-label", `${this.title}: ${said}`);
@@ -85,7 +92,7 @@ export class Chart {
 
   point(event) {
     const box = this.svg.getBoundingClientRect();
-    const back = Math.round((1 - (event.clientX - box.left) / box.width) * (this.length - 1));
+    const back = Math.round((1 - (event.clientX - box.left) / box.width) * (this.shown - 1));
     const place = this.points.length - 1 - back;
     if (place < 0 || place >= this.points.length) return this.release();
     this.held = place;

@@ -163,5 +163,6 @@ prompt.addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
 document.addEventListener("about", (event) => { [model] = event.detail.models; });
+new ResizeObserver(() => { talk.scrollTop = talk.scrollHeight; }).observe(talk);
 welcome();
 if (matchMedia("(hover: hover)").matches) prompt.focus();

@@ -78,7 +78,7 @@ const shown = [
     const total = now.held + now.cached + now.free;
     return [share(now.held, total), share(now.cached, total)];
   }],
-  [chart("prefix", "Prompt tokens found in the cache", ["last 10 s", "since the start"], percent, { most: 1 }), (now, past) => {
+  [chart("prefix", "Prefix cache hits", ["last 10 s", "overall"], percent, { most: 1 }), (now, past) => {
     const before = past(LATENCY_SECONDS);
     return [share(now.hit - before.hit, now.asked - before.asked), share(now.hit, now.asked)];
   }],

@@ -1,6 +1,8 @@
 // One turn on the screen: words, thoughts, calls and their answers. What the model wrote is text here, never markup.
 import { element } from "./server.js";
 
+const FEW_TOKENS = 8;  // of fewer the pace says nothing
+
 /** A turn that is complete: a person's, or a tool's. */
 export function said(kind, who, text) {
   return element("article", { class: `turn ${kind}` }, element("p", { class: "who" }, who), element("div", { class: "text" }, text));
@@ -72,8 +74,8 @@ export class Answer {
     const tokens = this.usage?.completion_tokens;
     if (tokens !== undefined) told.push(`${tokens} ${tokens === 1 ? "token" : "tokens"}`);
     if (this.first !== null) told.push(`first after ${Math.round(this.first - this.began)} ms`);
-    if (tokens > 1 && now > this.first) told.push(`${Math.round((1e3 * (tokens - 1)) / (now - this.first))} tokens/s`);
-    if (this.usage?.prompt_tokens_details?.cached_tokens) told.push(`${this.usage.prompt_tokens_details.cached_tokens} prompt tokens from the cache`);
+    if (tokens >= FEW_TOKENS && now > this.first) told.push(`${Math.round((1e3 * (tokens - 1)) / (now - this.first))} tokens/s`);
+    if (this.usage?.prompt_tokens_details?.cached_tokens) told.push(`${this.usage.prompt_tokens_details.cached_tokens} of the prompt cached`);
     if (stopped) told.push("stopped");
     if (this.reason === "length") told.push("cut off by the limit of tokens");
     this.figures.textContent = told.join(" · ");
