@@ -8,7 +8,8 @@ from .keys import Keys
 from .routes.console import PAGE
 
 OPEN = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json", *PAGE})
-"""For probes, scrapers and readers, and the console's files, which hold nothing of the server's. Whatever else there is, or is added one day, needs a key."""
+"""For probes, scrapers and readers, and the console's files, which are the same everywhere. Whatever else there is, or is added
+one day, needs a key."""
 
 
 class Guard:

@@ -121,7 +121,7 @@ class Figures(Collector):
         yield self._counter("inferplane:steps", "Steps computed.", stats.steps)
         yield self._counter("inferplane:step_tokens", "Tokens computed, of prompts and of answers.", stats.step_tokens)
         yield self._counter("inferplane:host_seconds", "Time spent planning, packing and handing out.", stats.host_seconds)
-        yield self._counter("inferplane:busy_seconds", "Time with steps to compute; over inferplane:steps, the mean of a step.", stats.busy_seconds)
+        yield self._counter("inferplane:busy_seconds", "Time with steps to compute; over the steps, the mean of one.", stats.busy_seconds)
         yield self._counter("inferplane:kv_evicted_blocks", "Cached blocks given up for others.", kv.evicted_blocks)
         blocks = GaugeMetricFamily("inferplane:kv_blocks", "KV blocks by group and state.", labels=["model_name", "group", "state"])
         for state, counts in (("free", kv.free_blocks), ("cached", kv.cached_blocks), ("held", kv.held_blocks)):

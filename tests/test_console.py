@@ -17,7 +17,6 @@ from inferplane import AsyncEngine
 
 pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
-import browser
 import inferplane.serving.routes.console as console
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -41,28 +40,26 @@ def process(serving: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
-    if browser.CHROMIUM is None:
-        pytest.skip("needs chromium or google-chrome")
-    with browser.Browser(tmp_path_factory.mktemp("profile")) as made:
+def chromium(browsing: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with browsing.Browser(tmp_path_factory.mktemp("profile")) as made:
         yield made
 
 
 @pytest.fixture
-def page(chromium: browser.Browser, process: Any) -> browser.Browser:
+def page(chromium: Any, process: Any) -> Any:
     """The console, opened anew."""
     opened(chromium, f"{process.url}/")
     return chromium
 
 
-def opened(chromium: browser.Browser, url: str) -> None:
+def opened(chromium: Any, url: str) -> None:
     chromium.seen.clear()
     chromium.look(1200, 900, dark=False)
     chromium.send("Page.navigate", url=url)
     chromium.until("document.getElementById('state')?.dataset.state === 'live'")
 
 
-def say(page: browser.Browser, text: str) -> None:
+def say(page: Any, text: str) -> None:
     page.run("document.getElementById('prompt').focus()")
     page.type(text)
     page.press("Enter")
@@ -106,14 +103,15 @@ def test_files_name_no_other_host_and_make_no_markup_of_text() -> None:
     for name in console.PAGE.values():
         text = (console.FOLDER / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?:|[\"'(]//|@import|url\(", text), name
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|localStorage|sessionStorage|cookie", text), name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", text), name
+        assert not re.search(r"localStorage|sessionStorage|cookie", text), name
         assert not re.search(r"\son\w+=|\sstyle=", text), name
 
 
 # In a browser
 
 
-def test_a_chat_is_sent_with_enter_and_streamed(page: browser.Browser, process: Any) -> None:
+def test_a_chat_is_sent_with_enter_and_streamed(page: Any, process: Any) -> None:
     page.run("window.grown = new Set(); new MutationObserver(() => grown.add(document.querySelector('.assistant .text')?.textContent))"
              ".observe(document.getElementById('talk'), {subtree: true, childList: true}), 0")
     say(page, "Repeat this: blue fox 42")
@@ -129,7 +127,7 @@ def test_a_chat_is_sent_with_enter_and_streamed(page: browser.Browser, process: 
     assert {url for url in page.fetched() if not url.startswith(f"{process.url}/")} <= {"about:blank"}
 
 
-def test_a_call_is_shown_and_answered_as_the_tool(page: browser.Browser) -> None:
+def test_a_call_is_shown_and_answered_as_the_tool(page: Any) -> None:
     page.run("document.getElementById('tools-example').click()")
     say(page, "What is the weather in Paris?")
     page.until("document.activeElement.matches('.reply textarea')")
@@ -145,7 +143,42 @@ def test_a_call_is_shown_and_answered_as_the_tool(page: browser.Browser) -> None
     assert told["tool_call_id"] == called["tool_calls"][0]["id"] and told["content"] == '{"sky": "sunny"}'
 
 
-def test_escape_stops_an_answer_and_its_request(page: browser.Browser, process: Any) -> None:
+def test_what_the_model_writes_is_text_and_its_thoughts_are_folded(page: Any) -> None:
+    deltas: list[dict[str, Any]] = [
+        {"role": "assistant", "content": ""}, {"reasoning_content": "Is it <i>safe</i>?"}, {"content": "<img src=x on"},
+        {"content": "error=alert(1)>"},
+        {"tool_calls": [{"index": 0, "id": "call_1", "function": {"name": "<b>clock</b>", "arguments": ""}}]},
+        *({"tool_calls": [{"index": 0, "function": {"arguments": part}}]} for part in ('{"zone": ', '"<u>UTC</u>"}')),
+    ]
+    seen = page.run(f"""import('/console/talk.js').then(({{ Answer }}) => {{
+      const turn = new Answer('tiny'), seen = [];
+      document.getElementById('talk').append(turn.box);
+      for (const delta of {json.dumps(deltas)}) {{
+        turn.grow({{ choices: [{{ delta, finish_reason: null }}] }});
+        seen.push(turn.box.querySelector('.call pre')?.textContent);
+      }}
+      turn.end();
+      return [seen, turn.words, turn.box.querySelector('.text').textContent, turn.box.querySelector('.call .name').textContent,
+        turn.box.querySelector('.thoughts div').textContent, turn.box.querySelector('.thoughts').open,
+        turn.box.querySelectorAll('img, i, b, u').length];
+    }})""")
+    calls, words, text, name, thoughts, opened, elements = seen
+    assert calls[-3:] == ["", '{"zone": ', '{"zone": "<u>UTC</u>"}']
+    assert words == text == "<img src=x onerror=alert(1)>" and name == "<b>clock</b>"
+    assert (thoughts, opened, elements) == ("Is it <i>safe</i>?", False, 0)
+
+
+def test_percentiles_follow_prometheus_rule(page: Any) -> None:
+    found = page.run("""import('/console/live.js').then(({ quantile }) => {
+      const before = {count: 5, buckets: [[1, 5], [2, 5], [Infinity, 5]]};
+      const after = (...counts) => ({count: counts.at(-1), buckets: [[1, counts[0]], [2, counts[1]], [Infinity, counts[2]]]});
+      return [quantile(before, after(5, 15, 15), 0.5), quantile(before, after(15, 15, 15), 0.9), quantile(before, after(5, 6, 15), 0.95),
+        quantile(before, before, 0.5)];
+    })""")
+    assert found == [1.5, 0.9, 2, None]
+
+
+def test_escape_stops_an_answer_and_its_request(page: Any, process: Any) -> None:
     page.run("const f = window.fetch; window.fetch = (path, options) => f(path, options?.body ? "
              "{...options, body: JSON.stringify({...JSON.parse(options.body), ignore_eos: true})} : options), 0")
     say(page, "Hello")
@@ -156,7 +189,7 @@ def test_escape_stops_an_answer_and_its_request(page: browser.Browser, process: 
     assert page.run("document.getElementById('stop').hidden && !document.getElementById('send').disabled")
 
 
-def test_settings_are_sent_and_a_refusal_can_be_tried_again(page: browser.Browser) -> None:
+def test_settings_are_sent_and_a_refusal_can_be_tried_again(page: Any) -> None:
     page.run("for (const [name, value] of [['max_tokens', 3], ['temperature', 0], ['seed', 7], ['system', 'Be brief.']]) "
              "document.getElementById(name).value = value; 0")
     page.run("document.getElementById('tools').value = '[{\"type\": \"other\"}]', 0")
@@ -171,7 +204,7 @@ def test_settings_are_sent_and_a_refusal_can_be_tried_again(page: browser.Browse
     assert [message["role"] for message in sent["messages"]] == ["system", "user"]
 
 
-def test_charts_move(page: browser.Browser) -> None:
+def test_charts_move(page: Any) -> None:
     def points() -> int:
         return int(page.run("document.querySelector('[data-chart=tokens] .stroke').getAttribute('d').split('L').length"))
 
@@ -186,25 +219,26 @@ def test_charts_move(page: browser.Browser) -> None:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-def test_nothing_overflows(width: int, dark: bool, page: browser.Browser) -> None:
+def test_nothing_overflows(width: int, dark: bool, page: Any) -> None:
     say(page, f"Repeat this: {'long' * 60}")
     page.until(f"{ANSWERED}.length === 1 && document.querySelector('.op') !== null")
     page.look(width, 844, dark)
     page.run("for (const one of document.querySelectorAll('details')) one.open = true; 0")
     assert page.run("document.documentElement.scrollWidth") == width
-    outside = "[...document.querySelectorAll('main *')].filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML)"
+    outside = ("[...document.querySelectorAll('main *')].filter(one => one.getBoundingClientRect().right > innerWidth + 1)"
+               ".map(one => one.outerHTML)")
     assert page.run(outside) == []
     channels = [int(part) for part in re.findall(r"\d+", page.run("getComputedStyle(document.body).backgroundColor"))[:3]]
     assert (max(channels) < 64) == dark
 
 
-def test_every_field_and_button_has_a_name(page: browser.Browser) -> None:
+def test_every_field_and_button_has_a_name(page: Any) -> None:
     nameless = ("[...document.querySelectorAll('input, textarea, select, button')].filter(one => "
                 "!(one.labels?.length || one.textContent.trim())).map(one => one.outerHTML)")
     assert page.run(nameless) == []
 
 
-def test_a_key_is_asked_for_and_kept_in_memory_only(chromium: browser.Browser, serving: ModuleType, tmp_path: Path) -> None:
+def test_a_key_is_asked_for_and_kept_in_memory_only(chromium: Any, serving: ModuleType, tmp_path: Path) -> None:
     with serving.Process(tmp_path, "--api-key", serving.KEY) as locked:
         opened(chromium, f"{locked.url}/")
         chromium.until("document.activeElement.id === 'key'")
@@ -236,7 +270,8 @@ def test_each_name_of_the_dashboard_is_a_metric_of_the_server(serving: ModuleTyp
 
 def test_the_dashboard_has_every_panel_once() -> None:
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels) == len({panel["title"] for panel in panels} | {"p"}) - 1
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({panel["title"] for panel in panels}) == len(panels)
     assert all(panel["description"] for panel in panels if panel["type"] != "row")
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
 
@@ -259,9 +294,10 @@ class Prometheus:
 
     def __init__(self, folder: Path, target: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
-            self.address = "127.0.0.1:{}".format(free.getsockname()[1])
-        config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [{"job_name": "inferplane", "static_configs": [{"targets": [target]}]}]}
-        (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        jobs = [{"job_name": "inferplane", "static_configs": [{"targets": [target]}]}]
+        settings = {"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}
+        (folder / "prometheus.yml").write_text(json.dumps(settings))  # JSON is YAML
         command = [str(PROMETHEUS), f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
                    f"--web.listen-address={self.address}"]
         with (folder / "prometheus.log").open("wb") as log:
@@ -278,9 +314,12 @@ class Prometheus:
         """Whether each series that it finds is a number, and there is one."""
         asked = query.replace("$__rate_interval", "20s").replace("$model_name", ".*").replace("$job", ".*")
         try:
-            found = http.get(f"http://{self.address}/api/v1/query", params={"query": asked}).json()
+            answer = http.get(f"http://{self.address}/api/v1/query", params={"query": asked})
         except http.TransportError:
             return False
-        assert found["status"] != "error" or found["errorType"] == "unavailable", (query, found)
+        if answer.status_code == 503:  # it is still starting
+            return False
+        found = answer.json()
+        assert found["status"] == "success", (query, found)
         values = [float(one["value"][1]) for one in found["data"]["result"]]
         return bool(values) and all(value == value for value in values)

@@ -13,7 +13,8 @@ from ..service import Service
 
 FOLDER = Path(__file__).parent.parent / "console"
 TYPES = {
-    ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml",
+    ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 NAMES = ("style.css", "chat.js", "talk.js", "server.js", "charts.js", "live.js", "about.js", "icon.svg")
 PAGE = {"/": "page.html", **{f"/console/{name}": name for name in NAMES}}
