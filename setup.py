@@ -40,6 +40,7 @@ def package_data() -> dict[str, list[str]]:
     return data | {
         "inferplane": ["py.typed"],
         "inferplane.model_zoo.tiny": ["README.md", "checkpoint/*"],
+        "inferplane.serving": ["README.md", "console/*", "dashboard.json"],
         "inferplane.conformance": ["README.md", "templates/*.in", "mustpass/*/*.txt", "results/*.json"],
     }
 

@@ -73,6 +73,7 @@ class EngineStats:
     """A moment's counts, and totals since the start.
 
     host_seconds: spent planning, packing and handing out, over `steps` steps of `step_tokens` tokens computed.
+    busy_seconds: in which there were steps to compute.
     drawn_tokens: those that requests received. preemptions: sequences that lost their blocks and were computed again.
     """
 
@@ -83,6 +84,7 @@ class EngineStats:
     drawn_tokens: int
     preemptions: int
     host_seconds: float
+    busy_seconds: float
     kv: KVStats
 
 
@@ -108,7 +110,7 @@ class Engine:
         self._closing = False
         self._broken: BaseException | None = None
         self._steps = self._step_tokens = self._drawn_tokens = 0
-        self._host_seconds = 0.0
+        self._host_seconds = self._busy_seconds = 0.0
         self._thread = threading.Thread(target=self._loop, name="inferplane-engine", daemon=True)
         self._thread.start()
         runner.watch(self._lose)
@@ -243,6 +245,7 @@ class Engine:
                 self._host_seconds += time.perf_counter() - started
                 if flight and (plan is None or len(flight) == AHEAD):
                     self._settle(*flight.popleft())
+                self._busy_seconds += time.perf_counter() - started
         except BaseException as error:
             self._broken = error
         finally:
@@ -252,7 +255,7 @@ class Engine:
         scheduler = self.scheduler.stats()
         return EngineStats(
             scheduler.running, scheduler.waiting, self._steps, self._step_tokens, self._drawn_tokens,
-            scheduler.preemptions, self._host_seconds, self.scheduler.kv_stats(),
+            scheduler.preemptions, self._host_seconds, self._busy_seconds, self.scheduler.kv_stats(),
         )
 
     def _submit(self, plan: StepPlan) -> Pending:

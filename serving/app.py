@@ -19,6 +19,7 @@ from .protocol.completions import CompletionForm
 from .protocol.responses import ResponsesForm
 from .routes.chat import ChatReply
 from .routes.completions import CompletionReply
+from .routes.console import PAGE, Console
 from .routes.health import Health
 from .routes.models import Models
 from .routes.responses import ResponsesReply
@@ -44,7 +45,7 @@ def make_app(service: Service) -> Starlette:
 
 
 def _routes(service: Service) -> Sequence[BaseRoute]:
-    models, tokens, health = Models(service), Tokens(service), Health(service)
+    models, tokens, health, console = Models(service), Tokens(service), Health(service), Console(service)
     return [
         Route("/v1/chat/completions", Answering(service, ChatForm, ChatReply), methods=["POST"]),
         Route("/v1/completions", Answering(service, CompletionForm, CompletionReply), methods=["POST"]),
@@ -58,4 +59,6 @@ def _routes(service: Service) -> Sequence[BaseRoute]:
         Route("/version", health.version),
         Route("/metrics", health.metrics),
         Route("/openapi.json", openapi),
+        *(Route(path, console.file) for path in PAGE),
+        Route("/console/about", console.about),
     ]

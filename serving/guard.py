@@ -5,9 +5,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import Refused
 from .keys import Keys
+from .routes.console import PAGE
 
-OPEN = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json"})
-"""For probes, scrapers and readers. Whatever else there is, or is added one day, needs a key."""
+OPEN = frozenset({"/health", "/ready", "/version", "/metrics", "/openapi.json", *PAGE})
+"""For probes, scrapers and readers, and the console's files, which are the same everywhere. Whatever else there is, or is added
+one day, needs a key."""
 
 
 class Guard:

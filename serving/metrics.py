@@ -20,6 +20,8 @@ BETWEEN = (.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75
 WHOLE = (.1, .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 CHOICES = (1, 2, 5, 10, 20, 50, 100)
+REFUSALS = ("queue_full", "rate_limit_exceeded", "too_many_sequences", "shutting_down")
+"""Told from the start as 0, so that the first one is seen as a rise."""
 
 
 class Metrics:
@@ -97,7 +99,7 @@ class Figures(Collector):
         yield self._gauge("inferplane:requests_inside", "HTTP requests that are being answered.", len(self._gate))
         yield self._gauge("inferplane:draining", "1 once the server takes no more requests.", float(self._gate.closed is not None))
         refusals = CounterMetricFamily("inferplane:refusals", "Requests that the gate refused.", labels=["model_name", "code"])
-        for code, count in self._gate.refusals.items():
+        for code, count in {**dict.fromkeys(REFUSALS, 0), **self._gate.refusals}.items():
             refusals.add_metric([self._model, code], count)
         yield refusals
         yield self._cache_config()
@@ -119,6 +121,7 @@ class Figures(Collector):
         yield self._counter("inferplane:steps", "Steps computed.", stats.steps)
         yield self._counter("inferplane:step_tokens", "Tokens computed, of prompts and of answers.", stats.step_tokens)
         yield self._counter("inferplane:host_seconds", "Time spent planning, packing and handing out.", stats.host_seconds)
+        yield self._counter("inferplane:busy_seconds", "Time with steps to compute; over the steps, the mean of one.", stats.busy_seconds)
         yield self._counter("inferplane:kv_evicted_blocks", "Cached blocks given up for others.", kv.evicted_blocks)
         blocks = GaugeMetricFamily("inferplane:kv_blocks", "KV blocks by group and state.", labels=["model_name", "group", "state"])
         for state, counts in (("free", kv.free_blocks), ("cached", kv.cached_blocks), ("held", kv.held_blocks)):

@@ -76,6 +76,15 @@ def serving() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def browsing() -> ModuleType:
+    """tests/browser.py: a headless Chromium."""
+    made = _sibling("browser")
+    if made.CHROMIUM is None:
+        pytest.skip("needs chromium or google-chrome")
+    return made
+
+
+@pytest.fixture(scope="session")
 def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """tests/devices.py, installed as a package's platform: worker processes import it, too."""
     pytest.importorskip("torch")
