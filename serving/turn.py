@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..core.request import SamplingParams
 from ..core.structured import StructuredOutputs
@@ -10,7 +11,7 @@ from .conversation import NO_PARAMETERS
 from .errors import Refused
 from .protocol.chat import Tool
 from .service import Service
-from .turns.format import Format, Offer, mark_of
+from .turns.format import Format, Offer, calls_only, calls_or_json, calls_or_words, mark_of
 from .turns.reader import Reader, Thinking
 
 THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
@@ -24,14 +25,14 @@ class Wanted:
     """What a request says of its turn, whichever API it came by.
 
     choice: none, auto, required, or function: the one called `function`. parallel: several calls may come at once.
-    words: what the answer must follow where it calls nothing.
+    answer: the JSON schema of what it says where it calls nothing; None: anything.
     """
 
     tools: Sequence[Tool] = ()
     choice: str = "auto"
     function: str | None = None
     parallel: bool = True
-    words: StructuredOutputs | None = None
+    answer: Mapping[str, Any] | None = None
 
     @property
     def offered(self) -> Sequence[Tool]:
@@ -58,38 +59,49 @@ def choice_of(given: object, name: object) -> tuple[str, str | None]:
     return str(given or "auto"), None
 
 
-def words_of(kind: object, schema: object, param: str) -> StructuredOutputs | None:
-    """`Wanted.words` of a response format. param: where a client wrote it."""
+def answer_of(kind: object, schema: object, param: str) -> Mapping[str, Any] | None:
+    """`Wanted.answer` of a response format. param: where a client wrote it."""
     if kind in (None, "text"):
         return None
     if kind == "json_object":
-        return StructuredOutputs(json={"type": "object"})
+        return {"type": "object"}
     if kind != "json_schema" or not isinstance(schema, Mapping):
         raise Refused(400, f"{param} must be of type text, json_object, or json_schema with its schema", code="invalid_value", param=param)
-    return StructuredOutputs(json=schema)
+    return schema
 
 
 def turn_of(service: Service, wanted: Wanted, ids: Sequence[int]) -> Turn:
-    """ids: the prompt. Raises `Refused` for a choice that no tool meets, and for what cannot be enforced together."""
-    chosen = _chosen(wanted)
+    """ids: the prompt. Raises `Refused` for a choice that no tool meets, and for tools that the model cannot be asked to call."""
+    demanded = _demanded(wanted)
     if not wanted.offered:
-        return Turn(wanted.words, reader=_reader(service, None, ids) if wanted.words is None else None)
-    if wanted.words is not None:
-        raise Refused(400, "a response format beside tools is not supported; set tool_choice to none, or leave the format out",
-                      code="unsupported_value", param="tools")
+        if wanted.answer is not None:
+            return Turn(StructuredOutputs(json=wanted.answer))
+        return Turn(reader=_reader(service, None, ids))
     family = service.tool_format
     if family is None:
         raise Refused(400, "this model's chat template says nothing of how it calls tools; start the server with --tool-format",
                       code="unsupported_value", param="tools")
-    if chosen is None:
-        return Turn(special=family.special, reader=_reader(service, family, ids))
-    several = wanted.choice == "required" and wanted.parallel
-    offers = [Offer(tool.function.name, tool.function.parameters or NO_PARAMETERS) for tool in chosen]
-    grammar = family.grammar(offers, mark_of(service.tokenizer), several=several)
-    return Turn(StructuredOutputs(grammar=grammar), family.special, family.reader)
+    grammar = _grammar(service, family, wanted, demanded)
+    structured = None if grammar is None else StructuredOutputs(grammar=grammar)
+    thinks = demanded is None and wanted.answer is None
+    return Turn(structured, family.special, _reader(service, family, ids) if thinks else family.reader)
 
 
-def _chosen(wanted: Wanted) -> Sequence[Tool] | None:
+def _grammar(service: Service, family: Format, wanted: Wanted, demanded: Sequence[Tool] | None) -> str | None:
+    """None: what the model writes is only read. `strict`, of any function, holds the calls of them all."""
+    if demanded is None and wanted.answer is None and not any(tool.function.strict for tool in wanted.offered):
+        return None
+    offers = [Offer(tool.function.name, tool.function.parameters or NO_PARAMETERS) for tool in demanded or wanted.offered]
+    several = wanted.parallel and wanted.choice != "function"
+    rules = family.grammar(offers, mark_of(service.tokenizer), several=several)
+    if demanded is not None:
+        return calls_only(rules)
+    if wanted.answer is not None:
+        return calls_or_json(rules, wanted.answer)
+    return calls_or_words(family, rules, service.tokenizer, [mark for pair in THOUGHTS for mark in pair])
+
+
+def _demanded(wanted: Wanted) -> Sequence[Tool] | None:
     """The tools of which one must be called; None: the model decides."""
     if wanted.choice in ("none", "auto"):
         return None

@@ -55,8 +55,6 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
     "a-call-of-no-tool": (CHAT, {**HELLO, "tool_choice": "required"}, "invalid_value", "tool_choice"),
     "a-call-of-an-unknown-tool": (
         CHAT, {**HELLO, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "no"}}}, "invalid_value", "tool_choice"),
-    "a-schema-beside-tools": (
-        CHAT, {**HELLO, "tools": [TOOL], "response_format": {"type": "json_object"}}, "unsupported_value", "tools"),
     "no-schema": (CHAT, {**HELLO, "response_format": {"type": "json_schema"}}, "invalid_value", "response_format"),
     "a-schema-that-is-none": (
         CHAT, {**HELLO, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}}, None, None),

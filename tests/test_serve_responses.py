@@ -107,8 +107,8 @@ def test_no_tool_is_called_when_none_may_be(app: Any, serving: ModuleType) -> No
 
 def test_text_follows_a_schema(app: Any, serving: ModuleType) -> None:
     schema = {"type": "object", "required": ["ok"], "properties": {"ok": {"type": "boolean"}}, "additionalProperties": False}
-    format = {"type": "json_schema", "name": "answer", "schema": schema, "strict": True}
-    made = asked(app, serving, tools=[], text={"format": format}, temperature=1, max_output_tokens=60, extra_body={"seed": 1})
+    named = {"type": "json_schema", "name": "answer", "schema": schema, "strict": True}
+    made = asked(app, serving, tools=[], text={"format": named}, temperature=1, max_output_tokens=60, extra_body={"seed": 1})
     assert made.status == "completed" and isinstance(json.loads(made.output_text)["ok"], bool)
     assert made.text.format.name == "answer"
     free = asked(app, serving, tools=[], text={"format": {"type": "json_object"}}, max_output_tokens=200)

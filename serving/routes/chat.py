@@ -13,7 +13,7 @@ from ..protocol.chat import ChatForm
 from ..sampling import sampling
 from ..service import Service
 from ..stream import Event
-from ..turn import Wanted, choice_of, turn_of, words_of
+from ..turn import Wanted, answer_of, choice_of, turn_of
 from ..turns.reader import Arguments, Call, Piece, Thought, Words
 from ..wording import Told, chat_logprobs, new_id, usage
 
@@ -128,8 +128,8 @@ def _wanted(form: ChatForm) -> Wanted:
     function = given.get("function") if isinstance(given, dict) else None
     choice = choice_of(given, function.get("name") if isinstance(function, dict) else None)
     schema = answer.json_schema.definition if answer and answer.json_schema else None
-    words = words_of(answer.type if answer else None, schema, "response_format")
-    return Wanted(form.tools or (), *choice, form.parallel_tool_calls is not False, words)
+    follows = answer_of(answer.type if answer else None, schema, "response_format")
+    return Wanted(form.tools or (), *choice, form.parallel_tool_calls is not False, follows)
 
 
 def _refuse_unsupported(form: ChatForm) -> None:

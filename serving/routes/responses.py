@@ -13,7 +13,7 @@ from ..protocol.responses import ResponsesForm
 from ..sampling import sampling
 from ..service import Service
 from ..stream import Event
-from ..turn import Wanted, choice_of, turn_of, words_of
+from ..turn import Wanted, answer_of, choice_of, turn_of
 from ..turns.reader import Piece, Words
 from ..wording import Told, chat_logprobs, new_id
 from .response_input import messages, tools
@@ -114,8 +114,8 @@ def _usage(output: RequestOutput, choice: CompletionOutput) -> dict[str, Any]:
 def _wanted(form: ResponsesForm) -> Wanted:
     given, answer = form.tool_choice, (form.text and form.text.format) or {}
     choice = choice_of(given, given.get("name") if isinstance(given, dict) else None)
-    words = words_of(answer.get("type"), answer.get("schema"), "text.format")
-    return Wanted(tools(form), *choice, form.parallel_tool_calls is not False, words)
+    follows = answer_of(answer.get("type"), answer.get("schema"), "text.format")
+    return Wanted(tools(form), *choice, form.parallel_tool_calls is not False, follows)
 
 
 def _refuse_unsupported(form: ResponsesForm) -> None:
