@@ -55,6 +55,15 @@ def neutral(session: nox.Session) -> None:
 
 
 @nox.session
+def node(session: nox.Session) -> None:
+    """OpenAI's client for Node against the server. Needs node and npm."""
+    session.install(*CONSTRAINTS, ".[dev,serve]")
+    folder = session.create_tmp()
+    session.run("npm", "install", "--prefix", folder, "openai@6", external=True)
+    session.run("pytest", "tests/test_serve_node.py", *session.posargs, env={"NODE_CLIENT": folder, "OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """10,000 mutated requests to the server, of which CI sends 400."""
     session.install(*CONSTRAINTS, ".[dev,serve]")

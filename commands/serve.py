@@ -41,7 +41,8 @@ Exit codes: 0 stopped, 1 it could not start, or the engine failed, 2 wrong usage
 OPTIONS = (
     "host", "port", "served_model_names", "api_keys", "max_body_bytes", "max_output_tokens", "max_queue", "max_sequences_per_key",
     "request_timeout_seconds", "body_timeout_seconds", "send_timeout_seconds", "step_timeout_seconds", "drain_seconds",
-    "cors_origins", "tls_cert", "tls_key", "log_format", "tool_format",
+    "cors_origins", "tls_cert", "tls_key", "log_format", "tool_format", "max_requests_per_minute", "max_tokens_per_minute", "audit_log",
+    "audit_log_prompts",
 )
 
 
@@ -62,11 +63,15 @@ def add(commands: Any) -> None:
     group.add_argument("--tls-cert", type=Path, metavar="PEM", help="with --tls-key: speak https")
     group.add_argument("--tls-key", type=Path, metavar="PEM")
     group.add_argument("--log-format", choices=("text", "json"))
+    group.add_argument("--audit-log", type=Path, metavar="FILE", help="append a JSON line for each request, without prompts")
+    group.add_argument("--audit-log-prompts", action="store_true", default=None, help="with --audit-log: the bodies of requests, too")
     group.add_argument("--tool-format", metavar="NAME", help="how the model writes tool calls: hermes, llama3_json, pythonic, mistral, "
                        "deepseek, or an installed one (default: as its chat template shows)")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-queue", type=int, metavar="N", help="sequences that may wait; beyond them 429 (default: 1024)")
     limits.add_argument("--max-sequences-per-key", type=int, metavar="N", help="of one API key at once (default: no limit)")
+    limits.add_argument("--max-requests-per-minute", type=int, metavar="N", help="of one API key; beyond them 429 (default: no limit)")
+    limits.add_argument("--max-tokens-per-minute", type=int, metavar="N", help="of one API key, prompts and answers (default: no limit)")
     limits.add_argument("--max-output-tokens", type=int, metavar="N", help="of one answer (default: what the context leaves)")
     limits.add_argument("--max-body-bytes", type=int, metavar="N", help="of a request (default: 16 MiB)")
     for name, text in (

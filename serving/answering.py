@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..core.output import RequestOutput
 from ..core.request import SamplingParams
+from .audit import Tally
 from .body import read_body
 from .errors import ClientGone, Refused
 from .gate import while_connected
@@ -75,6 +76,9 @@ class Answering(Generic[F]):
         body = await read_body(Request(scope, receive), service.config)
         form = parse(self.form, body)
         service.check_model(form.model)
+        tally: Tally = scope["state"]["tally"]
+        tally.model, tally.body = form.model or service.names[0], body if service.audit and service.audit.prompts else b""
+        service.rates.enter(key)
         async with (
             service.gate.enter(key, form.sequences, service.config.request_timeout_seconds) as visit,
             while_connected(visit, receive),
@@ -82,7 +86,7 @@ class Answering(Generic[F]):
             long = len(body) > INLINE_BYTES
             reply = await _done(long, partial(self.reply, service, form))
             compiled = reply.ask.params.structured_outputs is not None
-            growths = await _done(long or compiled, lambda: [self._growth(reply, prompt, key) for prompt in reply.ask.prompts])
+            growths = await _done(long or compiled, lambda: [self._growth(reply, prompt, key, tally) for prompt in reply.ask.prompts])
             if reply.streamed:
                 stream = EventStream(send, visit, done=reply.done, send_timeout_seconds=service.config.send_timeout_seconds)
                 await stream.run(_events(reply, growths))
@@ -90,21 +94,30 @@ class Answering(Generic[F]):
                 content = ENCODE(reply.whole(await _all(growths)))
                 await Response(content, media_type="application/json")(scope, receive, send)
 
-    def _growth(self, reply: Reply, prompt: Sequence[int], key: str) -> AsyncGenerator[RequestOutput, None]:
+    def _growth(self, reply: Reply, prompt: Sequence[int], key: str, tally: Tally) -> AsyncGenerator[RequestOutput, None]:
         """Raises for a prompt that can never run, before anything runs."""
         ask = reply.ask
         asked = {"prompt_token_ids": prompt, "cache_salt": ask.cache_salt}
         outputs = self.service.engine.generate(
             asked, ask.params, priority=ask.priority, tenant=key, growth="latest" if reply.streamed else "end",
         )
-        return _metered(outputs, Meter(self.service.metrics, ask.params, streamed=reply.streamed))
+        meter = Meter(self.service.metrics, ask.params, streamed=reply.streamed)
+
+        def end(latest: RequestOutput) -> None:
+            self.service.rates.used(key, tally.add(latest))
+
+        return _metered(outputs, meter, end)
 
 
 async def _done(aside: bool, work: Callable[[], T]) -> T:
     return await asyncio.to_thread(work) if aside else work()
 
 
-async def _metered(outputs: AsyncGenerator[RequestOutput, None], meter: Meter) -> AsyncGenerator[RequestOutput, None]:
+async def _metered(
+    outputs: AsyncGenerator[RequestOutput, None], meter: Meter, end: Callable[[RequestOutput], None],
+) -> AsyncGenerator[RequestOutput, None]:
+    """end: told the last output, also of a request that was ended early."""
+    output: RequestOutput | None = None
     try:
         async with aclosing(outputs):
             async for output in outputs:
@@ -114,6 +127,8 @@ async def _metered(outputs: AsyncGenerator[RequestOutput, None], meter: Meter) -
                 yield output
     finally:
         meter.close()
+        if output is not None:
+            end(output)
 
 
 async def _last(growth: AsyncGenerator[RequestOutput, None]) -> RequestOutput:

@@ -21,9 +21,11 @@ class ServeConfig:
     api_keys: one of them must come with each request; empty: anyone may ask.
     max_body_bytes: of a request. max_output_tokens: what a request may ask for; None: what the context leaves.
     max_queue: sequences that may wait beyond those that run. max_sequences_per_key: of one key at once; None: no limit.
+    max_requests_per_minute, max_tokens_per_minute: of one key (without keys: of all together); None: no limit.
     request_timeout_seconds: from the body's end to the answer's. body_timeout_seconds: for a body to arrive.
     send_timeout_seconds: for a client to take a piece of its answer. step_timeout_seconds: for one step of the engine,
     after which it counts as hung and the server exits. drain_seconds: what SIGTERM leaves to running requests.
+    audit_log: a file that gets a JSON line for each request; audit_log_prompts: with its body.
     tool_format: how the model writes tool calls; None: as its chat template shows.
     cors_origins: web pages that may ask ("*": all). tls_cert, tls_key: PEM files; with them the server speaks https.
     """
@@ -36,6 +38,8 @@ class ServeConfig:
     max_output_tokens: int | None = None
     max_queue: int = 1024
     max_sequences_per_key: int | None = None
+    max_requests_per_minute: int | None = None
+    max_tokens_per_minute: int | None = None
     request_timeout_seconds: float = 600.0
     body_timeout_seconds: float = 30.0
     send_timeout_seconds: float = 60.0
@@ -46,6 +50,8 @@ class ServeConfig:
     tls_key: Path | None = None
     log_format: str = "text"
     tool_format: str | None = None
+    audit_log: Path | None = None
+    audit_log_prompts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("served_model_names", "api_keys", "cors_origins"):
@@ -55,7 +61,8 @@ class ServeConfig:
         if not isinstance(self.host, str) or not self.host:
             raise _wrong("host", "a host name or an address", self.host)
         _whole("port", self.port, 0, 65535)
-        for name, least in (("max_body_bytes", 1024), ("max_output_tokens", 1), ("max_queue", 0), ("max_sequences_per_key", 1)):
+        for name, least in (("max_body_bytes", 1024), ("max_output_tokens", 1), ("max_queue", 0), ("max_sequences_per_key", 1),
+                            ("max_requests_per_minute", 1), ("max_tokens_per_minute", 1)):
             _whole(name, getattr(self, name), least)
         for name in (one.name for one in fields(self) if one.name.endswith("_seconds")):
             _seconds(name, getattr(self, name))
@@ -63,6 +70,12 @@ class ServeConfig:
             raise ConfigError("settings tls_cert and tls_key go together: the certificate and its key. Give both, or neither.")
         if self.tool_format is not None and (not isinstance(self.tool_format, str) or not self.tool_format):
             raise _wrong("tool_format", "a name, for instance hermes", self.tool_format)
+        if self.audit_log is not None:
+            if not isinstance(self.audit_log, str | Path):
+                raise _wrong("audit_log", "the path of a file", self.audit_log)
+            object.__setattr__(self, "audit_log", Path(self.audit_log))
+        if not isinstance(self.audit_log_prompts, bool) or (self.audit_log_prompts and self.audit_log is None):
+            raise _wrong("audit_log_prompts", "true or false, and goes with audit_log", self.audit_log_prompts)
         if self.log_format not in LOG_FORMATS:
             raise _wrong("log_format", " or ".join(LOG_FORMATS), self.log_format)
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .audit import Audit, Tally
+from .guard import OPEN
+
 LOG = logging.getLogger("inferplane.serving.requests")
 HEADER = b"x-request-id"
 USABLE = re.compile(rb"[!-~]{1,128}")
@@ -24,8 +27,8 @@ SHOWN_CHARACTERS = 200
 class Journal:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, audit: Audit | None = None) -> None:
+        self.app, self.audit = app, audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -34,7 +37,7 @@ class Journal:
         began, status = time.monotonic(), 0
         identity = next((value for name, value in scope["headers"] if name == HEADER and USABLE.fullmatch(value)), None)
         identity = identity or f"req-{secrets.token_hex(12)}".encode()
-        state = scope["state"] = {**scope.get("state", {}), "gone": False}
+        state = scope["state"] = {**scope.get("state", {}), "gone": False, "tally": Tally()}
 
         async def tell(message: Message) -> None:
             nonlocal status
@@ -46,10 +49,13 @@ class Journal:
         try:
             await self.app(scope, receive, tell)
         finally:
-            LOG.info("request", extra={"fields": {
+            fields = {
                 "request_id": identity.decode(), "method": scope["method"], "path": scope["path"][:SHOWN_CHARACTERS],
                 "status": GONE if state["gone"] else status, "seconds": round(time.monotonic() - began, 6),
-            }})
+            }
+            LOG.info("request", extra={"fields": fields})
+            if self.audit and scope["path"] not in OPEN:
+                self.audit.write({**fields, "key": state.get("key", "")}, state["tally"])
 
 
 class JsonLines(logging.Formatter):

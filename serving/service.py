@@ -11,11 +11,13 @@ from .. import __version__
 from ..core.async_engine import AsyncEngine
 from ..core.tokenizer import Tokenizer
 from ..errors import RequestError
+from .audit import Audit
 from .config import ServeConfig
 from .errors import Refused
 from .gate import Gate
 from .keys import Keys
 from .metrics import Metrics
+from .rates import Rates
 from .turns.format import Format
 from .turns.formats import format_named, format_of
 
@@ -34,6 +36,8 @@ class Service:
     gate: Gate
     keys: Keys
     metrics: Metrics
+    rates: Rates
+    audit: Audit | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds."""
 
@@ -42,7 +46,9 @@ class Service:
         names = config.served_model_names or (_name(engine.config.model.model),)
         running = engine.config.scheduler(engine.started.loaded.max_model_len).max_num_seqs
         gate = Gate(running=running, queue=config.max_queue, per_key=config.max_sequences_per_key)
-        made = cls(engine, config, names, gate, Keys(config.api_keys), Metrics(engine, gate, names[0]))
+        rates = Rates(config.max_requests_per_minute, config.max_tokens_per_minute)
+        audit = Audit(config.audit_log, prompts=config.audit_log_prompts) if config.audit_log else None
+        made = cls(engine, config, names, gate, Keys(config.api_keys), Metrics(engine, gate, names[0]), rates, audit)
         _ = made.tool_format  # an unknown name is told before anyone asks
         return made
 

@@ -55,8 +55,6 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
     "a-call-of-no-tool": (CHAT, {**HELLO, "tool_choice": "required"}, "invalid_value", "tool_choice"),
     "a-call-of-an-unknown-tool": (
         CHAT, {**HELLO, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "no"}}}, "invalid_value", "tool_choice"),
-    "a-schema-beside-tools": (
-        CHAT, {**HELLO, "tools": [TOOL], "response_format": {"type": "json_object"}}, "unsupported_value", "response_format"),
     "no-schema": (CHAT, {**HELLO, "response_format": {"type": "json_schema"}}, "invalid_value", "response_format"),
     "a-schema-that-is-none": (
         CHAT, {**HELLO, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}}, None, None),
@@ -77,7 +75,7 @@ WRONG: dict[str, tuple[str, Any, str, str | None]] = {
     "echo-with-logprobs": (TEXT, {"prompt": "a", "echo": True, "logprobs": 1}, "unsupported_value", "echo"),
     "a-stored-answer": (RESPONSES, {"input": "a", "previous_response_id": "r"}, "unsupported_value", "previous_response_id"),
     "to-be-stored": (RESPONSES, {"input": "a", "store": True}, "unsupported_value", "store"),
-    "a-tool-of-a-response": (RESPONSES, {"input": "a", "tools": [{"type": "web_search"}]}, "unsupported_value", "tools"),
+    "a-tool-of-a-response": (RESPONSES, {"input": "a", "tools": [{"type": "web_search"}]}, "invalid_value", "tools[0].type"),
     "an-item": (RESPONSES, {"input": [{"type": "function_call_output", "output": "a"}]}, "unsupported_value", "input[0]"),
     "a-picture-of-a-response": (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
                                 "unsupported_content", "input[0].content"),

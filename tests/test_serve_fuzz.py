@@ -31,6 +31,12 @@ VALID: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {**DRAW, "prompt": "Once", "stream": True, "echo": True}),
     ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hello"}]}], "instructions": "Be brief.",
                        "max_output_tokens": 4, "stream": True, "temperature": 0.5, "metadata": {"a": "b"}}),
+    ("/v1/responses", {"input": [
+        {"role": "user", "content": "Hello"}, {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "7"}]},
+    ], "tools": [{"type": "function", **TOOL["function"], "strict": True}], "tool_choice": "auto", "parallel_tool_calls": True,
+        "text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}}}, "max_output_tokens": 4}),
     ("/tokenize", {"prompt": "Once", "add_special_tokens": True, "return_token_strs": True}),
     ("/tokenize", {"messages": CHAT["messages"], "chat_template_kwargs": {"a": 1}}),
     ("/detokenize", {"tokens": [74, 78, 306]}),

@@ -110,6 +110,41 @@ def test_an_answer_in_a_format_follows_its_schema(app: Any, serving: ModuleType)
     assert all(isinstance(json.loads(one.message.content), dict) for one in free.choices if one.finish_reason == "stop")
 
 
+ROME: Any = {"type": "function", "function": {**WEATHER["function"], "parameters": {
+    "type": "object", "required": ["city"], "properties": {"city": {"enum": ["Rome", "Oslo"]}}}}}
+STRICT: Any = {"type": "function", "function": {**ROME["function"], "strict": True}}
+OK = {"type": "object", "required": ["ok"], "properties": {"ok": {"type": "boolean"}}, "additionalProperties": False}
+FOX = [{"role": "user", "content": "Repeat this: blue fox 42"}]
+
+
+def test_a_strict_function_is_called_as_its_schema_says_or_not_at_all(app: Any, serving: ModuleType) -> None:
+    """Paris is what was asked for: without `strict` the model says so."""
+    [free] = asked(app, serving, temperature=0, tools=[ROME]).choices
+    assert json.loads(free.message.tool_calls[0].function.arguments)["city"] == "Paris"
+    [held] = asked(app, serving, temperature=0, tools=[STRICT]).choices
+    assert json.loads(held.message.tool_calls[0].function.arguments)["city"] in ("Rome", "Oslo")
+    assert held.finish_reason == "tool_calls"
+    [words] = asked(app, serving, temperature=0, tools=[STRICT], messages=FOX, max_tokens=40).choices
+    [loose] = asked(app, serving, temperature=0, tools=[ROME], messages=FOX, max_tokens=40).choices
+    assert words.message.content == loose.message.content, "what is no call is as free as ever"
+
+
+def test_strict_calls_are_valid_in_every_draw(app: Any, serving: ModuleType) -> None:
+    answer = asked(app, serving, temperature=1.3, n=20, seed=3, tools=[STRICT], max_tokens=200)
+    calls = [call for one in answer.choices if one.finish_reason == "tool_calls" for call in one.message.tool_calls]
+    assert len(calls) > 3 and all(json.loads(call.function.arguments)["city"] in ("Rome", "Oslo") for call in calls)
+
+
+def test_beside_tools_an_answer_follows_its_format_or_is_a_call(app: Any, serving: ModuleType) -> None:
+    named = {"type": "json_schema", "json_schema": {"name": "answer", "schema": OK}}
+    [called] = asked(app, serving, temperature=0, tools=[ROME], response_format=named).choices
+    assert called.message.tool_calls and called.message.content is None
+    answer = asked(app, serving, temperature=1.5, n=16, seed=1, tools=[ROME], response_format=named, messages=FOX, max_tokens=120)
+    ended = [one for one in answer.choices if one.finish_reason != "length"]
+    said = [json.loads(one.message.content) for one in ended if one.finish_reason == "stop"]
+    assert said and all(set(one) == {"ok"} for one in said) and all(one.message.tool_calls for one in ended if one.message.content is None)
+
+
 def test_log_probabilities_and_tokens_of_a_call_are_told_once(app: Any, serving: ModuleType) -> None:
     chunks = told(app, serving, temperature=0, tools=[WEATHER], logprobs=True, extra_body={"return_token_ids": True})
     drawn = sum(len(chunk.choices[0].logprobs.content) for chunk in chunks if chunk.choices[0].logprobs)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inferplane import LLM, SamplingParams, StructuredOutputs
 from inferplane.errors import ConfigError
 from inferplane.serving.turns.deepseek import CALL, CALL_END, CALLS, END, NAME
-from inferplane.serving.turns.format import MOST_CALLS, Format, Offer, mark_of
+from inferplane.serving.turns.format import MOST_CALLS, Format, Offer, calls_only, calls_or_words, mark_of
 from inferplane.serving.turns.formats import format_named, format_of, formats
 from inferplane.serving.turns.reader import Arguments, Call, Piece, Reader, Thinking, Thought, Words
 
@@ -150,7 +150,7 @@ def llm() -> Any:
 @pytest.mark.parametrize("family", formats().values(), ids=formats())
 def test_a_grammar_demands_what_its_reader_reads(llm: LLM, family: Format, several: bool) -> None:
     pytest.importorskip("llguidance")
-    asked = StructuredOutputs(grammar=family.grammar(OFFERS, mark_of(llm.engine.tokenizer), several=several))
+    asked = StructuredOutputs(grammar=calls_only(family.grammar(OFFERS, mark_of(llm.engine.tokenizer), several=several)))
     answers = llm.generate(["Call the weather tool."] * 6, [
         SamplingParams(temperature=1.0, seed=seed, max_tokens=160, structured_outputs=asked) for seed in range(6)])
     outputs = [answer.outputs[0] for answer in answers]
@@ -164,3 +164,31 @@ def test_a_grammar_demands_what_its_reader_reads(llm: LLM, family: Format, sever
             for name, arguments in made:
                 assert name in ("weather", "time.now") and set(arguments) <= {"city", "days", "unit"}
                 assert name == "time.now" or len(arguments["city"]) <= 8
+
+
+@pytest.mark.parametrize("family", formats().values(), ids=formats())
+def test_a_choice_leaves_words_free_and_holds_calls(llm: LLM, family: Format) -> None:
+    """What the grammar of words or calls takes, of texts by hand. Marks that this tokenizer does not have are not held."""
+    library = pytest.importorskip("llguidance")
+    tokenizer = llm.engine.tokenizer
+    grammar = calls_or_words(family, family.grammar(OFFERS, mark_of(tokenizer), several=True), tokenizer, ["<think>"])
+    assert (grammar is None) == bool(family.opening and tokenizer.added_id(family.opening) is None)
+    if grammar is None:
+        return
+    tokens = library.LLTokenizer(tokenizer.to_json())
+
+    def taken(text: str) -> bool:
+        matcher = library.LLMatcher(tokens, library.LLMatcher.grammar_from_lark(grammar))
+        assert not matcher.is_error(), matcher.get_error()
+        ids = tokenizer.encode(text)
+        return bool(matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting())
+
+    calls = {
+        "hermes": '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>',
+        "llama3_json": '{"name": "weather", "parameters": {"city": "Bern"}}', "pythonic": '[weather(city="Bern")]',
+    }
+    call = calls[family.name]
+    assert taken(call) and taken("It is <cold> in {Bern} and [Rome].\n\nSo\u2744.") and taken("")
+    assert not taken(call.replace("Bern", "Bern and Rome")), "longer than the schema lets it be"
+    assert not taken(call.replace("weather", "wether"))
+    assert taken(f"Let me see.\n{call}")

@@ -15,6 +15,21 @@ class Item(BaseModel):
     type: str = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: str | list[dict[str, Any]] | None = None
+    call_id: str | None = None
+    name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    arguments: str | None = None
+    output: str | list[dict[str, Any]] | None = None
+
+
+class FunctionTool(BaseModel):
+    """A function, flat as this API writes it."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    type: Literal["function"]
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class TextSettings(BaseModel):
@@ -33,8 +48,8 @@ class ResponsesForm(Asked):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     text: TextSettings | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = None
     include: list[str] | None = None

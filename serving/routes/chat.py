@@ -13,7 +13,7 @@ from ..protocol.chat import ChatForm
 from ..sampling import sampling
 from ..service import Service
 from ..stream import Event
-from ..turn import turn_of
+from ..turn import Wanted, answer_of, choice_of, turn_of
 from ..turns.reader import Arguments, Call, Piece, Thought, Words
 from ..wording import Told, chat_logprobs, new_id, usage
 
@@ -23,12 +23,12 @@ class ChatReply(Reply):
 
     def __init__(self, service: Service, form: ChatForm) -> None:
         _refuse_unsupported(form)
-        tools = None if form.tool_choice == "none" else form.tools
-        ids = prompt_ids(service, form.messages, tools, add_generation_prompt=form.add_generation_prompt,
+        wanted = _wanted(form)
+        ids = prompt_ids(service, form.messages, wanted.offered, add_generation_prompt=form.add_generation_prompt,
                          variables=form.chat_template_kwargs)
         asked = form.max_completion_tokens if form.max_completion_tokens is not None else form.max_tokens
         self.top = (form.top_logprobs or 0) if form.logprobs else None
-        turn = turn_of(service, form, ids)
+        turn = turn_of(service, wanted, ids)
         params = sampling(service, form, longest_prompt=len(ids), max_tokens=asked, default_tokens=None, logprobs=self.top)
         params = turn.sampling(params)
         self.readers = [turn.reader() if turn.reader else None for _ in range(params.n)]
@@ -121,6 +121,15 @@ def _message(pieces: Sequence[Piece]) -> dict[str, Any]:
         "role": "assistant", "content": words if words or not calls else None, "refusal": None,
         **({"reasoning_content": thoughts} if thoughts else {}), **({"tool_calls": calls} if calls else {}),
     }
+
+
+def _wanted(form: ChatForm) -> Wanted:
+    given, answer = form.tool_choice, form.response_format
+    function = given.get("function") if isinstance(given, dict) else None
+    choice = choice_of(given, function.get("name") if isinstance(function, dict) else None)
+    schema = answer.json_schema.definition if answer and answer.json_schema else None
+    follows = answer_of(answer.type if answer else None, schema, "response_format")
+    return Wanted(form.tools or (), *choice, form.parallel_tool_calls is not False, follows)
 
 
 def _refuse_unsupported(form: ChatForm) -> None:

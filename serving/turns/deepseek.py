@@ -50,7 +50,7 @@ class DeepseekReader(Reader):
 
 
 class Deepseek(Format):
-    name, marks, special = "deepseek", (CALLS,), True
+    name, marks, special, opening = "deepseek", (CALLS,), True, CALLS
 
     def reader(self) -> DeepseekReader:
         return DeepseekReader()
@@ -61,4 +61,4 @@ class Deepseek(Format):
             return f"{head} {arguments} {quoted(chr(10) + '```')} {mark(CALL_END)}"
 
         more = f' ("\\n" call){{0,{MOST_CALLS - 1}}}' if several else ""
-        return f"start: {mark(CALLS)} call{more} {mark(END)}\n{rules(offers, call)}"
+        return f"calls: {mark(CALLS)} call{more} {mark(END)}\n{rules(offers, call)}"

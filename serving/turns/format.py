@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -40,13 +41,46 @@ class Format(ABC):
     """A chat template that has one of these is of this family."""
     special: ClassVar[bool] = False
     """Its marks are special tokens, which must not be left out of the text."""
+    opening: ClassVar[str] = ""
+    """The mark before a turn's calls, wherever they stand. Empty: a turn calls from its first character on, or not at all."""
+    bracket: ClassVar[str] = ""
+    """Without such a mark: the character that calls begin with, and words then do not."""
 
     @abstractmethod
     def reader(self) -> Reader: ...
 
     @abstractmethod
     def grammar(self, offers: Sequence[Offer], mark: Mark, *, several: bool) -> str:
-        """In llguidance's Lark: a turn that calls one of the tools, or `several` of them, and says nothing else."""
+        """In llguidance's Lark, the rule `calls` and what it needs: one of the tools is called, or `several` are."""
+
+
+def calls_only(rules: str) -> str:
+    """A grammar of turns that do nothing but call. rules: `Format.grammar`."""
+    return f"start: calls\n{rules}"
+
+
+def calls_or_json(rules: str, answer: Mapping[str, Any]) -> str:
+    """Of turns that call, or are JSON of the schema `answer`."""
+    return f"start: calls | words\nwords: {value(answer)}\n{rules}"
+
+
+def calls_or_words(family: Format, rules: str, tokenizer: Tokenizer, said: Sequence[str]) -> str | None:
+    """Of turns that say what they like; a call, once it begins, is one of `rules`. said: marks that may stand among the words.
+
+    None: the mark that begins calls is no token here, so that words and calls cannot be told apart as they are drawn.
+    """
+    if not family.opening:
+        return f"start: calls | TEXT?\nTEXT: /(?s:.+)/ & ~/\\s*{re.escape(family.bracket)}(?s:.*)/\n{rules}"
+    if tokenizer.added_id(family.opening) is None:
+        return None
+    marks = "".join(f" | {mark_of(tokenizer)(one)}" for one in said if tokenizer.added_id(one) is not None)
+    text = f"TEXT: /(?s:.+)/ & ~/(?s:.*){_pattern(family.opening)}(?s:.*)/"
+    return f"start: words* (calls words*)?\nwords: TEXT{marks}\n{text}\n{rules}"
+
+
+def _pattern(text: str) -> str:
+    """A regular expression of a grammar for just this text."""
+    return re.escape(text).replace("/", "\\/")
 
 
 def quoted(text: str) -> str:

@@ -38,7 +38,7 @@ class HermesReader(CallObjects):
 
 
 class Hermes(Format):
-    name, marks = "hermes", (BEGIN,)
+    name, marks, opening = "hermes", (BEGIN,), BEGIN
 
     def reader(self) -> HermesReader:
         return HermesReader()
@@ -48,4 +48,4 @@ class Hermes(Format):
             return f'{mark(BEGIN)} "\\n" {named(offer.name)} {arguments} "}}\\n" {mark(END)}'
 
         more = f' ("\\n" call){{0,{MOST_CALLS - 1}}}' if several else ""
-        return f"start: call{more}\n{rules(offers, call)}"
+        return f"calls: call{more}\n{rules(offers, call)}"

@@ -43,6 +43,7 @@ class Llama3JsonReader(CallObjects):
 
 class Llama3Json(Format):
     name, marks, special = "llama3_json", (TAG, '"parameters": dictionary of argument name'), True
+    bracket = "{"
 
     def reader(self) -> Llama3JsonReader:
         return Llama3JsonReader()
@@ -52,4 +53,4 @@ class Llama3Json(Format):
             return f'{named(offer.name, "parameters")} {arguments} "}}"'
 
         more = f' ("; " call){{0,{MOST_CALLS - 1}}}' if several else ""
-        return f"start: call{more}\n{rules(offers, call)}"
+        return f"calls: call{more}\n{rules(offers, call)}"

@@ -56,7 +56,7 @@ class MistralReader(CallObjects):
 
 
 class Mistral(Format):
-    name, marks, special = "mistral", (BEGIN,), True
+    name, marks, special, opening = "mistral", (BEGIN,), True, BEGIN
 
     def reader(self) -> MistralReader:
         return MistralReader()
@@ -66,4 +66,4 @@ class Mistral(Format):
             return f'{named(offer.name)} {arguments} "}}"'
 
         more = f' (", " call){{0,{MOST_CALLS - 1}}}' if several else ""
-        return f'start: {mark(BEGIN)} "[" call{more} "]"\n{rules(offers, call)}'
+        return f'calls: {mark(BEGIN)} "[" call{more} "]"\n{rules(offers, call)}'

@@ -69,7 +69,7 @@ class _Constants(ast.NodeTransformer):
 
 
 class Pythonic(Format):
-    name, marks = "pythonic", ("func_name1(params_name1=",)
+    name, marks, bracket = "pythonic", ("func_name1(params_name1=",), "["
 
     def reader(self) -> PythonicReader:
         return PythonicReader()
@@ -81,7 +81,7 @@ class Pythonic(Format):
         for place, offer in enumerate(offers):
             lines += _call_rules(f"call_{place}", offer)
         more = f' (", " call){{0,{MOST_CALLS - 1}}}' if several else ""
-        return "\n".join([f'start: "[" call{more} "]"', *lines])
+        return "\n".join([f'calls: "[" call{more} "]"', *lines])
 
 
 def _call_rules(rule: str, offer: Offer) -> list[str]:
