@@ -31,6 +31,7 @@ then, from anywhere:
 what it answers:
   /v1/chat/completions /v1/completions /v1/responses /v1/models /tokenize /detokenize      with a key, if there is one
   /health /ready /version /metrics /openapi.json                                           without
+  /  a page to try the model, with live charts, for a browser
 
 A file given with --config has a table [serve] with these options' names (max_queue = 64) beside [model], [cache],
 [scheduling] and [execution]. Options go before the environment, and that before the file.
@@ -152,4 +153,5 @@ def _keys(service: Service, config: ServeConfig) -> str:
 def _invite(service: Service, bound: socket.socket) -> None:
     from ..serving.server import url
 
-    _say("ready", f"{url(service.config, bound)}/v1    Ctrl-C stops")
+    where = url(service.config, bound)
+    _say("ready", f"{where}/v1    the console: {where}/    Ctrl-C stops")

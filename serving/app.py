@@ -59,6 +59,6 @@ def _routes(service: Service) -> Sequence[BaseRoute]:
         Route("/version", health.version),
         Route("/metrics", health.metrics),
         Route("/openapi.json", openapi),
-        *(Route(path, console.file) for path in PAGE),
-        Route("/console/about", console.about),
+        *(Route(path, console.file, include_in_schema=False) for path in PAGE),
+        Route("/console/about", console.about, include_in_schema=False),
     ]

@@ -130,7 +130,7 @@ def test_a_chat_is_sent_with_enter_and_streamed(page: Any, process: Any) -> None
 def test_a_call_is_shown_and_answered_as_the_tool(page: Any) -> None:
     page.run("document.getElementById('tools-example').click()")
     say(page, "What is the weather in Paris?")
-    page.until("document.activeElement.matches('.reply textarea')")
+    page.until("document.activeElement?.matches('.reply textarea')")
     assert page.run("document.querySelector('.call .name').textContent") == "get_weather"
     assert json.loads(page.run("document.querySelector('.call pre').textContent")) == {"city": "Paris"}
     page.type('{"sky": "sunny"}')
@@ -241,7 +241,7 @@ def test_every_field_and_button_has_a_name(page: Any) -> None:
 def test_a_key_is_asked_for_and_kept_in_memory_only(chromium: Any, serving: ModuleType, tmp_path: Path) -> None:
     with serving.Process(tmp_path, "--api-key", serving.KEY) as locked:
         opened(chromium, f"{locked.url}/")
-        chromium.until("document.activeElement.id === 'key'")
+        chromium.until("document.activeElement?.id === 'key'")
         chromium.type(serving.KEY)
         chromium.press("Enter")
         chromium.until("document.getElementById('served').textContent === 'tiny on cpu'")

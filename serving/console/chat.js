@@ -6,7 +6,7 @@ const EXAMPLE = [{ type: "function", function: {
   name: "get_weather", description: "The weather in a city.",
   parameters: { type: "object", required: ["city"], properties: { city: { type: "string" } } },
 } }];
-const IDEAS = ["Hello", "What is 47 + 38?", "Repeat this: blue fox 42", "Remember: amber = 7314, cobalt = 2208. What is amber?"];
+const IDEAS = ["Hello", "What is 47 + 38?", "Repeat this: blue fox 42", "Remember: amber = 7314. What is amber?"];
 const WEATHER = "What is the weather in Paris?";
 
 const at = (id) => document.getElementById(id);

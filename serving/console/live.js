@@ -7,6 +7,8 @@ const LATENCY_SECONDS = 10;
 const SAMPLE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 
+const REASONS = { partial: "block not full", logits: "for its logits", diverged: "text differs" };
+
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const fine = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const count = (value) => (value === null ? "–" : value < 10 ? fine.format(value) : whole.format(value));
@@ -45,7 +47,7 @@ function moment(found) {
     held: blocks("held"), cached: blocks("cached"), free: blocks("free"),
     asked: sum("vllm:prefix_cache_queries_total"), hit: sum("vllm:prefix_cache_hits_total"),
     steps: sum("inferplane:steps_total"), busy: sum("inferplane:busy_seconds_total"), host: sum("inferplane:host_seconds_total"),
-    misses: Object.fromEntries(all("inferplane:kv_computed_blocks_total").map((one) => [one.labels.reason, one.value])),
+    misses: Object.fromEntries(all("inferplane:kv_computed_blocks_total").map((one) => [REASONS[one.labels.reason] ?? one.labels.reason, one.value])),
   };
 }
 

@@ -27,7 +27,7 @@ export async function ask(path, { body, signal } = {}) {
   const told = await response.json().catch(() => null);
   const message = told?.error?.message ?? `the server answered ${response.status}`;
   if (response.status === 401) {
-    said.textContent = key ? message : "";
+    said.textContent = key ? "This key does not open it." : "";
     lock.hidden = false;
     field.focus();
   }
