@@ -36,10 +36,10 @@ def test_random_numbers_are_the_definitions_to_the_bit() -> None:
     from inferplane.platforms.families.torch import threefry
 
     random = np.random.default_rng(0)
-    words = random.integers(-(2**31), 2**31, (4, 9)).astype(np.int32)
+    low, high, index, position = random.integers(-(2**31), 2**31, (4, 9)).astype(np.int32)
     with dividing():
-        made = threefry.uniforms(*map(torch.from_numpy, words), vocab=257)
-    np.testing.assert_array_equal(made.numpy(), uniforms(*words, vocab=257))
+        made = threefry.uniforms(*(torch.from_numpy(one) for one in (low, high, index, position)), 257)
+    np.testing.assert_array_equal(made.numpy(), uniforms(low, high, index, position, vocab=257))
 
 
 def test_a_mask_lets_through_the_tokens_whose_bits_are_set() -> None:
