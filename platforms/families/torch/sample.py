@@ -34,9 +34,14 @@ def edited(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def masked(logits: Tensor, mask: Tensor) -> Tensor:
-    """[samples, vocab] with -inf for each token whose bit in mask [samples, words] is 0."""
+    """[samples, vocab] with -inf for each token whose bit in mask [samples, words] is 0.
+
+    Nothing negative is shifted: torch_xla would divide and round towards zero.
+    """
     ids = torch.arange(logits.shape[1], device=logits.device)
-    return torch.where((mask[:, ids >> 5] >> (ids & 31) & 1).bool(), logits, -torch.inf)
+    words, place = mask[:, ids >> 5], ids & 31
+    allowed = ((words & 0x7FFFFFFF) >> place & 1).bool() | ((place == 31) & (words < 0))
+    return torch.where(allowed, logits, -torch.inf)
 
 
 def _edited(logits: Tensor, sampling: Sampling) -> Tensor:

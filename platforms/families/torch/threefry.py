@@ -25,8 +25,8 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
 
 
 def _shifted(word: Tensor, places: int) -> Tensor:
-    """To the right, with zeros from the left."""
-    return (word >> places) & ((1 << (32 - places)) - 1)
+    """To the right, with zeros from the left. torch_xla divides instead and rounds towards zero, so the bits that fall off go first."""
+    return ((word & -(1 << places)) >> places) & ((1 << (32 - places)) - 1)
 
 
 def uniforms(seed_low: Tensor, seed_high: Tensor, index: Tensor, position: Tensor, vocab: int) -> Tensor:
