@@ -1,13 +1,12 @@
 """A server that a run starts for itself, as a process of its own, and ends."""
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -65,11 +64,8 @@ class OwnServer:
 
 
 @contextmanager
-def own_server(
-    options: Sequence[str], variables: Mapping[str, str] | None = None, *, shape: str | None = None, progress: Progress | None = None,
-) -> Iterator[OwnServer]:
-    """options: of `inferplane serve`. variables: of its environment, beside ours. shape: random weights instead of its model,
-    written to a temporary folder.
+def own_server(options: Sequence[str], *, shape: str | None = None, progress: Progress | None = None) -> Iterator[OwnServer]:
+    """options: of `inferplane serve`; its environment is ours. shape: random weights instead of its model, in a temporary folder.
 
     An interrupt at the keyboard is for whoever measures, so the server is in a session of its own.
     """
@@ -85,8 +81,7 @@ def own_server(
         log = folder / "server.log"
         command = [sys.executable, "-m", f"{__package__.partition('.')[0]}.cli", "serve", "--port", "0", *chosen]
         with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
-                                       env={**os.environ, **(variables or {})})
+            process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
         server = OwnServer(process, log)
         try:
             if progress:

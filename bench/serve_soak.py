@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -131,7 +131,7 @@ async def _watch(soak: Soak, own: OwnServer, client: Client) -> None:
 
 async def _metrics(client: Client) -> Mapping[str, float]:
     """Name -> the sum of its samples; KV blocks by their state, too."""
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for name, labels, value in re.findall(r"^([\w:]+)(\{.*\})? (\S+)$", (await client.get("/metrics")).text, re.MULTILINE):
         found[name] += float(value)
         if state := re.search(r'state="(\w+)"', labels):

@@ -111,6 +111,8 @@ def _check(args: argparse.Namespace) -> None:
         check_plot(args.plot)
     if args.shape is not None and args.model is not None:
         raise ConfigError(f"both a model, {args.model!r}, and a shape, {args.shape!r}, were given. Give one of them.")
+    if args.url is None and args.api_key is not None:
+        raise ConfigError("--api-key opens a server that runs already, and no --url names one. Give --url, or leave the key out.")
     own = sorted(name for name in settings.names(args) if name != "model") + (["shape"] if args.shape else [])
     if args.url is not None and own:
         raise ConfigError(f"{', '.join(own)}: of a server that is started for the run, but --url names one that runs already. "
@@ -131,8 +133,7 @@ def _target(args: argparse.Namespace, load: Load) -> Iterator[tuple[Target, OwnS
         return
     given = {"max_model_len": load.longest_tokens, "max_num_seqs": load.concurrency, **settings.names(args)}
     options = settings.options({name: value for name, value in given.items() if value is not None})
-    secret = {"INFERPLANE_API_KEY": key} if key else {}
-    with bar(sys.stderr.isatty()) as progress, own_server(options, secret, shape=args.shape, progress=progress) as own:
+    with bar(sys.stderr.isatty()) as progress, own_server(options, shape=args.shape, progress=progress) as own:
         yield replace(target, url=own.url), own
 
 

@@ -404,6 +404,7 @@ def test_a_load_is_drawn(fake: Fake, kind: str, tmp_path: Path) -> None:
     (["--rate", "1", "--timeout", "0"], "--timeout must be above 0 seconds; found 0"),
     (["--rate", "1", "--url", "127.0.0.1:8000"], "--url '127.0.0.1:8000' is no address of a server. Write it like http://127.0.0.1:8000"),
     (["--rate", "1", "--url", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
+    (["--rate", "1", "--api-key", "k"], "--api-key opens a server that runs already, and no --url names one"),
     (["--rate", "1", "--shape", "tiny", "--model", "m"], "both a model, 'm', and a shape, 'tiny', were given"),
     (["--rate", "1", "--plot", "load.jpeg"], "End its name in .svg or .png"),
     (["--rate", "1", "--json", "/no/such/folder/file.json"], "--json /no/such/folder/file.json cannot be written"),

@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = {"tests", "ci", "docs", "build", "dist"}
 WEB = {"starlette", "uvicorn", "pydantic", "pydantic_core", "prometheus_client", "httptools", "fastapi", "openai", "httpx", "httpx2"}
 """What the extra `serve` installs, and clients: without them everything but the server works."""
+LOAD_CLIENT = "bench/serve_client.py"
+"""The one client; the extra `bench` installs what it needs."""
 FRAMEWORKS = {"torch", "jax", "jaxlib", "triton", "torch_xla", "tensorflow", "transformers"}
 LOWER = {"ops": {"errors"}, "model_zoo": {"ops", "errors"}, "errors": set()}
 """A room, and the rooms it may import besides itself."""
@@ -116,7 +118,7 @@ def test_only_platforms_import_a_tensor_framework(file: str) -> None:
     assert frameworks_allowed(file, room_of(module_of(file))) or not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if room_of(module_of(file)) != "serving"])
+@pytest.mark.parametrize("file", [file for file in FILES if room_of(module_of(file)) != "serving" and file != LOAD_CLIENT])
 def test_only_the_server_imports_what_it_is_built_on(file: str) -> None:
     wrong = [f"{file}:{line} imports {name}" for name, line in imports(file) if name.split(".")[0] in WEB]
     assert not wrong, "\n".join(wrong)
