@@ -26,6 +26,7 @@ class ServeConfig:
     send_timeout_seconds: for a client to take a piece of its answer. step_timeout_seconds: for one step of the engine,
     after which it counts as hung and the server exits. drain_seconds: what SIGTERM leaves to running requests.
     audit_log: a file that gets a JSON line for each request; audit_log_prompts: with its body.
+    kv_events: where changes of the prefix cache are told over ZeroMQ (tcp://*:5557), under kv_events_topic.
     tool_format: how the model writes tool calls; None: as its chat template shows.
     cors_origins: web pages that may ask ("*": all). tls_cert, tls_key: PEM files; with them the server speaks https.
     """
@@ -52,6 +53,8 @@ class ServeConfig:
     tool_format: str | None = None
     audit_log: Path | None = None
     audit_log_prompts: bool = False
+    kv_events: str | None = None
+    kv_events_topic: str = ""
 
     def __post_init__(self) -> None:
         for name in ("served_model_names", "api_keys", "cors_origins"):
@@ -76,6 +79,10 @@ class ServeConfig:
             object.__setattr__(self, "audit_log", Path(self.audit_log))
         if not isinstance(self.audit_log_prompts, bool) or (self.audit_log_prompts and self.audit_log is None):
             raise _wrong("audit_log_prompts", "true or false, and goes with audit_log", self.audit_log_prompts)
+        if self.kv_events is not None and (not isinstance(self.kv_events, str) or "://" not in self.kv_events):
+            raise _wrong("kv_events", "an address, for instance tcp://*:5557", self.kv_events)
+        if not isinstance(self.kv_events_topic, str):
+            raise _wrong("kv_events_topic", "text", self.kv_events_topic)
         if self.log_format not in LOG_FORMATS:
             raise _wrong("log_format", " or ".join(LOG_FORMATS), self.log_format)
 

@@ -16,6 +16,7 @@ from .config import ServeConfig
 from .errors import Refused
 from .gate import Gate
 from .keys import Keys
+from .kv_events import KVEvents
 from .metrics import Metrics
 from .rates import Rates
 from .turns.format import Format
@@ -38,6 +39,7 @@ class Service:
     metrics: Metrics
     rates: Rates
     audit: Audit | None = None
+    kv_events: KVEvents | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds."""
 
@@ -48,9 +50,16 @@ class Service:
         gate = Gate(running=running, queue=config.max_queue, per_key=config.max_sequences_per_key)
         rates = Rates(config.max_requests_per_minute, config.max_tokens_per_minute)
         audit = Audit(config.audit_log, prompts=config.audit_log_prompts) if config.audit_log else None
-        made = cls(engine, config, names, gate, Keys(config.api_keys), Metrics(engine, gate, names[0]), rates, audit)
+        events = KVEvents(config.kv_events, config.kv_events_topic) if config.kv_events else None
+        made = cls(engine, config, names, gate, Keys(config.api_keys), Metrics(engine, gate, names[0]), rates, audit, events)
+        if events:
+            engine.listen(events)
         _ = made.tool_format  # an unknown name is told before anyone asks
         return made
+
+    def close(self) -> None:
+        if self.kv_events:
+            self.kv_events.close()
 
     @cached_property
     def fingerprint(self) -> str:
