@@ -55,6 +55,14 @@ def neutral(session: nox.Session) -> None:
 
 
 @nox.session
+def schemathesis(session: nox.Session) -> None:
+    """Requests that schemathesis makes from the server's own description, and answers that keep to it."""
+    session.install(*CONSTRAINTS, ".[dev,serve]", "schemathesis>=4.0")
+    session.run("pytest", "tests/test_serve_schema.py", *session.posargs,
+                env={"SERVE_SCHEMA_EXAMPLES": "200", "OPENBLAS_NUM_THREADS": "1"})
+
+
+@nox.session
 def node(session: nox.Session) -> None:
     """OpenAI's client for Node against the server. Needs node and npm."""
     session.install(*CONSTRAINTS, ".[dev,serve]")
