@@ -42,7 +42,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """What needs no tensor framework, against the installed package: `nox -s tests -- -k scheduler`."""
-    session.install(*CONSTRAINTS, ".[bench,dev,kv-events,serve]")
+    session.install(*CONSTRAINTS, ".[bench,dev,kv-events,otel,serve]")
     session.run("pytest", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
 
 

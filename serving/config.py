@@ -27,6 +27,7 @@ class ServeConfig:
     after which it counts as hung and the server exits. drain_seconds: what SIGTERM leaves to running requests.
     audit_log: a file that gets a JSON line for each request; audit_log_prompts: with its body.
     kv_events: where changes of the prefix cache are told over ZeroMQ (tcp://*:5557), under kv_events_topic.
+    otlp_traces_endpoint: an OpenTelemetry collector that gets a span for each request (http://localhost:4318/v1/traces).
     tool_format: how the model writes tool calls; None: as its chat template shows.
     cors_origins: web pages that may ask ("*": all). tls_cert, tls_key: PEM files; with them the server speaks https.
     """
@@ -53,6 +54,7 @@ class ServeConfig:
     tool_format: str | None = None
     audit_log: Path | None = None
     audit_log_prompts: bool = False
+    otlp_traces_endpoint: str | None = None
     kv_events: str | None = None
     kv_events_topic: str = ""
 
@@ -79,8 +81,10 @@ class ServeConfig:
             object.__setattr__(self, "audit_log", Path(self.audit_log))
         if not isinstance(self.audit_log_prompts, bool) or (self.audit_log_prompts and self.audit_log is None):
             raise _wrong("audit_log_prompts", "true or false, and goes with audit_log", self.audit_log_prompts)
-        if self.kv_events is not None and (not isinstance(self.kv_events, str) or "://" not in self.kv_events):
-            raise _wrong("kv_events", "an address, for instance tcp://*:5557", self.kv_events)
+        for name, example in (("kv_events", "tcp://*:5557"), ("otlp_traces_endpoint", "http://localhost:4318/v1/traces")):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or "://" not in value):
+                raise _wrong(name, f"an address, for instance {example}", value)
         if not isinstance(self.kv_events_topic, str):
             raise _wrong("kv_events_topic", "text", self.kv_events_topic)
         if self.log_format not in LOG_FORMATS:
