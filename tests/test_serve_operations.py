@@ -34,6 +34,7 @@ def test_a_key_that_asks_too_often_waits_and_others_do_not(serving: ModuleType, 
     refused = app.post("/v1/completions", PLAIN)
     serving.assert_error(refused, 429, "rate_limit_exceeded")
     assert 1 <= int(refused.headers["retry-after"]) <= 30
+    assert app.service.gate.refusals["rate_limit_exceeded"] == 1
     other = app.post("/v1/completions", PLAIN, headers={"authorization": f"Bearer {OTHER}"})
     assert other.status_code == 200
 
