@@ -42,7 +42,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """What needs no tensor framework, against the installed package: `nox -s tests -- -k scheduler`."""
-    session.install(*CONSTRAINTS, ".[bench,dev,serve]")
+    session.install(*CONSTRAINTS, ".[bench,dev,kv-events,otel,serve]")
     session.run("pytest", *session.posargs, env={"OPENBLAS_NUM_THREADS": "1"})
 
 
@@ -52,6 +52,14 @@ def neutral(session: nox.Session) -> None:
     session.install(*CONSTRAINTS, ".[dev,serve,verify]", "jax", "libtpu", "triton")
     files = [str(path) for path in sorted(Path("tests").glob("**/test_*.py")) if NEEDS_A_FRAMEWORK.search(path.read_text())]
     session.run("pytest", *files, *session.posargs, env={"JAX_PLATFORMS": "cpu"})
+
+
+@nox.session
+def schemathesis(session: nox.Session) -> None:
+    """Requests that schemathesis makes from the server's own description, and answers that keep to it."""
+    session.install(*CONSTRAINTS, ".[dev,serve]", "schemathesis>=4.0")
+    session.run("pytest", "tests/test_serve_schema.py", *session.posargs,
+                env={"SERVE_SCHEMA_EXAMPLES": "200", "OPENBLAS_NUM_THREADS": "1"})
 
 
 @nox.session

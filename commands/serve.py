@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ OPTIONS = (
     "host", "port", "served_model_names", "api_keys", "max_body_bytes", "max_output_tokens", "max_queue", "max_sequences_per_key",
     "request_timeout_seconds", "body_timeout_seconds", "send_timeout_seconds", "step_timeout_seconds", "drain_seconds",
     "cors_origins", "tls_cert", "tls_key", "log_format", "tool_format", "max_requests_per_minute", "max_tokens_per_minute", "audit_log",
-    "audit_log_prompts",
+    "audit_log_prompts", "kv_events", "kv_events_topic", "otlp_traces_endpoint",
 )
 
 
@@ -66,6 +67,9 @@ def add(commands: Any) -> None:
     group.add_argument("--log-format", choices=("text", "json"))
     group.add_argument("--audit-log", type=Path, metavar="FILE", help="append a JSON line for each request, without prompts")
     group.add_argument("--audit-log-prompts", action="store_true", default=None, help="with --audit-log: the bodies of requests, too")
+    group.add_argument("--kv-events", metavar="ADDRESS", help="tell routers of the prefix cache over ZeroMQ: tcp://*:5557")
+    group.add_argument("--kv-events-topic", metavar="T", help="what they filter by (default: empty)")
+    group.add_argument("--otlp-traces-endpoint", metavar="URL", help="an OpenTelemetry collector that gets a span for each request")
     group.add_argument("--tool-format", metavar="NAME", help="how the model writes tool calls: hermes, llama3_json, pythonic, mistral, "
                        "deepseek, or an installed one (default: as its chat template shows)")
     limits = parser.add_argument_group("limits")
@@ -112,8 +116,9 @@ def run(args: argparse.Namespace) -> int:
         engine = _engine(args)
         try:
             service = Service.of(engine, config)
-            _describe(service, time.perf_counter() - began)
-            return serve(make_app(service), service, bound, lambda: _invite(service, bound))
+            with closing(service):
+                _describe(service, time.perf_counter() - began)
+                return serve(make_app(service), service, bound, lambda: _invite(service, bound))
         finally:
             engine.close()
 

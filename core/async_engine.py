@@ -6,12 +6,14 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, Self
 
 from ..errors import InferplaneError
 from .config import EngineConfig
 from .engine import CheckedPrompt, Engine, EngineStats
 from .env import Environment
+from .kv.events import KVListener
 from .kv.salt import Salt
 from .loader import Source
 from .output import RequestOutput
@@ -81,6 +83,10 @@ class AsyncEngine:
     @property
     def engine(self) -> Engine:
         return self.started.engine
+
+    def listen(self, listener: KVListener) -> None:
+        """Tell it which blocks of prefixes can be found, from now on. It is called on the engine's thread."""
+        self.engine.call(partial(setattr, self.engine.scheduler.memory, "listener", listener))
 
     def stats(self) -> EngineStats:
         return self.engine.stats()

@@ -78,7 +78,6 @@ class Answering(Generic[F]):
         service.check_model(form.model)
         tally: Tally = scope["state"]["tally"]
         tally.model, tally.body = form.model or service.names[0], body if service.audit and service.audit.prompts else b""
-        service.rates.enter(key)
         async with (
             service.gate.enter(key, form.sequences, service.config.request_timeout_seconds) as visit,
             while_connected(visit, receive),
@@ -104,7 +103,7 @@ class Answering(Generic[F]):
         meter = Meter(self.service.metrics, ask.params, streamed=reply.streamed)
 
         def end(latest: RequestOutput) -> None:
-            self.service.rates.used(key, tally.add(latest))
+            self.service.gate.rates.used(key, tally.add(latest))
 
         return _metered(outputs, meter, end)
 

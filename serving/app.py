@@ -32,7 +32,7 @@ EXPOSED = ("x-request-id", "retry-after")
 
 def make_app(service: Service) -> Starlette:
     """From outside in: journal, CORS, fallback, guard, routes."""
-    layers = [Middleware(Journal, audit=service.audit)]
+    layers = [Middleware(Journal, audit=service.audit, traces=service.traces)]
     if service.config.cors_origins:
         layers.append(Middleware(
             CORSMiddleware, allow_origins=service.config.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"],

@@ -26,6 +26,8 @@ class ServeConfig:
     send_timeout_seconds: for a client to take a piece of its answer. step_timeout_seconds: for one step of the engine,
     after which it counts as hung and the server exits. drain_seconds: what SIGTERM leaves to running requests.
     audit_log: a file that gets a JSON line for each request; audit_log_prompts: with its body.
+    kv_events: where changes of the prefix cache are told over ZeroMQ (tcp://*:5557), under kv_events_topic.
+    otlp_traces_endpoint: an OpenTelemetry collector that gets a span for each request (http://localhost:4318/v1/traces).
     tool_format: how the model writes tool calls; None: as its chat template shows.
     cors_origins: web pages that may ask ("*": all). tls_cert, tls_key: PEM files; with them the server speaks https.
     """
@@ -52,6 +54,9 @@ class ServeConfig:
     tool_format: str | None = None
     audit_log: Path | None = None
     audit_log_prompts: bool = False
+    otlp_traces_endpoint: str | None = None
+    kv_events: str | None = None
+    kv_events_topic: str = ""
 
     def __post_init__(self) -> None:
         for name in ("served_model_names", "api_keys", "cors_origins"):
@@ -76,6 +81,12 @@ class ServeConfig:
             object.__setattr__(self, "audit_log", Path(self.audit_log))
         if not isinstance(self.audit_log_prompts, bool) or (self.audit_log_prompts and self.audit_log is None):
             raise _wrong("audit_log_prompts", "true or false, and goes with audit_log", self.audit_log_prompts)
+        for name, example in (("kv_events", "tcp://*:5557"), ("otlp_traces_endpoint", "http://localhost:4318/v1/traces")):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or "://" not in value):
+                raise _wrong(name, f"an address, for instance {example}", value)
+        if not isinstance(self.kv_events_topic, str):
+            raise _wrong("kv_events_topic", "text", self.kv_events_topic)
         if self.log_format not in LOG_FORMATS:
             raise _wrong("log_format", " or ".join(LOG_FORMATS), self.log_format)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from starlette.types import Receive
 
 from .errors import ClientGone, Refused
+from .rates import Rates
 
 LONGEST_RETRY_SECONDS = 60
 
@@ -38,10 +39,11 @@ class Visit:
 class Gate:
     """Counts sequences: a prompt's `n` answers each take a place.
 
-    running: that the engine computes at once. queue: that may wait. per_key: of one key; None: no limit.
+    running: that the engine computes at once. queue: that may wait. per_key: of one key; None: no limit. rates: of one key in a minute.
     """
 
-    def __init__(self, *, running: int, queue: int, per_key: int | None = None) -> None:
+    def __init__(self, *, running: int, queue: int, per_key: int | None = None, rates: Rates | None = None) -> None:
+        self.rates = rates or Rates(None, None)
         self.running, self.room, self.per_key = running, running + queue, per_key
         self.sequences = 0
         self.refusals: Counter[str] = Counter()
@@ -115,6 +117,10 @@ class Gate:
         if self.per_key is not None and self._by_key[key] + sequences > self.per_key:
             self._refuse(Refused(429, f"this API key has {self._by_key[key]} answers under way, and at most {self.per_key} are "
                                  "given at once; try again later", code="rate_limit_exceeded", headers=self._later()))
+        try:
+            self.rates.enter(key)
+        except Refused as refusal:
+            self._refuse(refusal)
 
     def _refuse(self, refusal: Refused) -> None:
         self.refusals[refusal.code or ""] += 1

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .audit import Audit, Tally
 from .guard import OPEN
+from .traces import Traces
 
 LOG = logging.getLogger("inferplane.serving.requests")
 HEADER = b"x-request-id"
@@ -27,8 +28,8 @@ SHOWN_CHARACTERS = 200
 class Journal:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, audit: Audit | None = None) -> None:
-        self.app, self.audit = app, audit
+    def __init__(self, app: ASGIApp, audit: Audit | None = None, traces: Traces | None = None) -> None:
+        self.app, self.audit, self.traces = app, audit, traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,6 +57,8 @@ class Journal:
             LOG.info("request", extra={"fields": fields})
             if self.audit and scope["path"] not in OPEN:
                 self.audit.write({**fields, "key": state.get("key", "")}, state["tally"])
+            if self.traces and scope["path"] not in OPEN:
+                self.traces.write(fields, state["tally"], scope["headers"])
 
 
 class JsonLines(logging.Formatter):

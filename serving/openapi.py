@@ -91,7 +91,7 @@ def _answer(one: Operation, streams: bool) -> dict[str, Any]:
         return {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object", "required": list(one.answer)}}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {"description": "Server-sent events; the data of each is JSON, or [DONE] at the end"}}
     return {"description": "The answer", "content": content}
 
 

@@ -16,8 +16,10 @@ from .config import ServeConfig
 from .errors import Refused
 from .gate import Gate
 from .keys import Keys
+from .kv_events import KVEvents
 from .metrics import Metrics
 from .rates import Rates
+from .traces import Traces
 from .turns.format import Format
 from .turns.formats import format_named, format_of
 
@@ -36,8 +38,9 @@ class Service:
     gate: Gate
     keys: Keys
     metrics: Metrics
-    rates: Rates
     audit: Audit | None = None
+    kv_events: KVEvents | None = None
+    traces: Traces | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds."""
 
@@ -45,12 +48,21 @@ class Service:
     def of(cls, engine: AsyncEngine, config: ServeConfig) -> Service:
         names = config.served_model_names or (_name(engine.config.model.model),)
         running = engine.config.scheduler(engine.started.loaded.max_model_len).max_num_seqs
-        gate = Gate(running=running, queue=config.max_queue, per_key=config.max_sequences_per_key)
         rates = Rates(config.max_requests_per_minute, config.max_tokens_per_minute)
+        gate = Gate(running=running, queue=config.max_queue, per_key=config.max_sequences_per_key, rates=rates)
         audit = Audit(config.audit_log, prompts=config.audit_log_prompts) if config.audit_log else None
-        made = cls(engine, config, names, gate, Keys(config.api_keys), Metrics(engine, gate, names[0]), rates, audit)
+        traces = Traces(config.otlp_traces_endpoint) if config.otlp_traces_endpoint else None
+        events = KVEvents(config.kv_events, config.kv_events_topic) if config.kv_events else None
+        made = cls(engine, config, names, gate, Keys(config.api_keys), Metrics(engine, gate, names[0]), audit, events, traces)
+        if events:
+            engine.listen(events)
         _ = made.tool_format  # an unknown name is told before anyone asks
         return made
+
+    def close(self) -> None:
+        for one in (self.kv_events, self.traces):
+            if one is not None:
+                one.close()
 
     @cached_property
     def fingerprint(self) -> str:

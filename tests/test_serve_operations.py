@@ -1,7 +1,9 @@
 """What operators rely on: rates of a key, the audit log."""
 from __future__ import annotations
 
+import http.server
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +34,7 @@ def test_a_key_that_asks_too_often_waits_and_others_do_not(serving: ModuleType, 
     refused = app.post("/v1/completions", PLAIN)
     serving.assert_error(refused, 429, "rate_limit_exceeded")
     assert 1 <= int(refused.headers["retry-after"]) <= 30
+    assert app.service.gate.refusals["rate_limit_exceeded"] == 1
     other = app.post("/v1/completions", PLAIN, headers={"authorization": f"Bearer {OTHER}"})
     assert other.status_code == 200
 
@@ -98,3 +101,36 @@ def test_an_audit_log_that_cannot_be_written_is_told_at_the_start(serving: Modul
         serving.App(engine, audit_log=tmp_path / "none" / "audit.jsonl")
     with pytest.raises(ConfigError, match="audit_log_prompts"):
         serving.App(engine, audit_log_prompts=True)
+
+
+def test_a_collector_gets_a_span_for_each_request(serving: ModuleType, engine: AsyncEngine) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
+    posted: list[bytes] = []
+
+    class Collector(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            """Quiet."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        app = serving.App(engine, otlp_traces_endpoint=f"http://127.0.0.1:{server.server_port}/v1/traces")
+        trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+        answer = app.post("/v1/completions", PLAIN, headers={"traceparent": f"00-{trace}-{parent}-01"}).json()
+        app.post("/v1/completions", {**PLAIN, "temperature": -1})
+        app.ask("GET", "/health")
+        app.service.close()
+        server.shutdown()
+    spans = [span for data in posted for resource in service.ExportTraceServiceRequest.FromString(data).resource_spans
+             for scope in resource.scope_spans for span in scope.spans]
+    told = [{one.key: one.value.int_value or one.value.string_value for one in span.attributes} for span in spans]
+    assert [one["http.response.status_code"] for one in told] == [200, 400], "and none for a probe"
+    assert told[0]["gen_ai.usage.output_tokens"] == answer["usage"]["completion_tokens"]
+    assert (spans[0].trace_id.hex(), spans[0].parent_span_id.hex(), spans[0].name) == (trace, parent, "POST /v1/completions")
+    assert spans[0].end_time_unix_nano > spans[0].start_time_unix_nano
+    assert all(b"midnight" not in data for data in posted), "no prompt leaves"

@@ -12,7 +12,7 @@ from .salt import Salt
 class Chain:
     """keys[i]: the keys of the sequence's full blocks in index i; `plain`: those of index 0 without the salt."""
 
-    __slots__ = ("_indexes", "_plain_origin", "keys", "origins", "plain", "salt")
+    __slots__ = ("_indexes", "_plain_origin", "keys", "origins", "plain", "salt", "salted")
 
     def __init__(self, indexes: Sequence[PrefixIndex], salt: Salt) -> None:
         self._indexes = indexes
@@ -20,8 +20,8 @@ class Chain:
         self.origins = [index.origin(salt) for index in indexes]
         self.keys: list[list[bytes]] = [[] for _ in indexes]
         self._plain_origin = indexes[0].origin(Salt()) if indexes else b""
-        salted = bool(indexes) and self._plain_origin != self.origins[0]
-        self.plain: list[bytes] = [] if salted or not indexes else self.keys[0]
+        self.salted = bool(indexes) and self._plain_origin != self.origins[0]
+        self.plain: list[bytes] = [] if self.salted or not indexes else self.keys[0]
 
     def extend(self, tokens: np.ndarray) -> None:
         """Name every full block of tokens [known] int32."""

@@ -11,6 +11,7 @@ import numpy as np
 from ...ops.state import StateGroup
 from .blocks import BlockPool
 from .chain import Chain
+from .events import KVListener
 from .lease import NEVER, Lease, PagedGroup
 from .ledger import explain
 from .prefix import Digest, Node, PrefixIndex, sha256
@@ -54,6 +55,8 @@ class KVMemory:
         self._evicted = self._hit_tokens = self._prompt_tokens = 0
         self._computed = dict.fromkeys(Reason, 0)
         self.releases = 0
+        self.listener: KVListener | None = None
+        """Told of one group, the first that keeps whole prefixes."""
         self._owners: list[dict[int, Node]] = [{} for _ in groups]
         sizes: list[int] = []
         columns: list[int] = []
@@ -70,6 +73,7 @@ class KVMemory:
         remembered = 2 * sum(blocks) + 1024
         self.indexes = [PrefixIndex(size, width, remembered, digest) for size, width in zip(sizes, columns, strict=True)]
         self._unit = lcm(*sizes)
+        self._told = min(self._paged, key=lambda group: group.window is not None).position if self._paged else -1
         self._sharing = self._sharing and bool(self.indexes)
 
     @property
@@ -219,17 +223,23 @@ class KVMemory:
                 if node is not None:
                     index.pin(node)
                     for group in groups:
-                        self._place(index, group, node, int(lease.arrays[group.position][depth]))
+                        placed = self._place(index, group, node, int(lease.arrays[group.position][depth]))
+                        if placed and self.listener and group.position == self._told and not chain.salted:
+                            parent = tip.key if depth else None
+                            self.listener.stored(node.key, parent, node.tokens, index.block_tokens)
                 index.unpin(tip)
                 tip = lease.tips[number] = node
                 lease.depths[number] = depth + 1
         self._aim(lease)
 
-    def _place(self, index: PrefixIndex, group: PagedGroup, node: Node, block: int) -> None:
-        if block and not node.blocks[group.column]:
+    def _place(self, index: PrefixIndex, group: PagedGroup, node: Node, block: int) -> bool:
+        """Whether the block became the group's for these tokens."""
+        new = bool(block) and not node.blocks[group.column]
+        if new:
             index.place(node, group.column, block)
             group.pool.index(block)
             self._owners[group.position][block] = node
+        return new
 
     def _aim(self, lease: Lease) -> None:
         lease.commit_at = min(
@@ -240,6 +250,8 @@ class KVMemory:
         group = self._paged[place]
         node = self._owners[group.position].pop(block)
         self._evicted += 1
+        if self.listener and group.position == self._told:
+            self.listener.removed(node.key)
         self.indexes[group.index].evict(node, group.column, Eviction(group.name, self._number, self._now, self._taker))
 
     def forget(self) -> None:
@@ -251,6 +263,8 @@ class KVMemory:
             group.pool.forget(list(owners))
             owners.clear()
         self.releases += 1
+        if self.listener:
+            self.listener.cleared()
 
     # From and to elsewhere
 
