@@ -78,7 +78,7 @@ def test_mixed_rows_come_out_as_the_reference_has_them(spec: Attention) -> None:
     assert within(out, wanted, depth=64, magnitude=np.ones_like(wanted)) is None
 
 
-@pytest.mark.parametrize("copies", ["on_wait", "eager"])
+@pytest.mark.parametrize("copies", ["on_wait", "eager", "plain"])
 @pytest.mark.parametrize("rows", [((1, 300), (1, 700), (0, 0), (1, 5)), ((9, 600), (2, 3))], ids=["decode", "mixed"])
 def test_copies_may_happen_as_late_or_as_early_as_they_can(rows: Sequence[tuple[int, int]], copies: str,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,8 +78,8 @@ def test_a_probe_says_what_a_tpu_would_need_and_imports_no_jax(python: Python) -
 
 @pytest.mark.parametrize("options", [
     Options("nonsense"), Options(extra={"devices": "2"}), Options("interpreted", extra={"cores": "2"}),
-    Options("interpreted", extra={"devices": "0"}),
-], ids=["word", "devices-of-chips", "unknown-key", "no-device"])
+    Options("interpreted", extra={"devices": "0"}), Options("interpreted", extra={"copies": "never"}), Options(extra={"copies": "plain"}),
+], ids=["word", "devices-of-chips", "unknown-key", "no-device", "unknown-copies", "copies-of-chips"])
 def test_an_option_that_means_nothing_is_refused(options: Options) -> None:
     pytest.importorskip("jax")
     with pytest.raises(ConfigError, match="platform tpu"):

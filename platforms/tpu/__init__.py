@@ -18,6 +18,7 @@ from .torch_xla import TORCH_XLA, TorchXla
 if TYPE_CHECKING:
     import jax
 
+    from ..families.pallas.calls import Copies
     from .compiler import TpuCompiler
 
 INTERPRETED = "interpreted"
@@ -30,10 +31,14 @@ BUCKETS = Buckets(
     blocks=(8, 32, 128, 512, 2048),
 )
 """A register holds 8 x 128 numbers of 32 bits, so that fewer rows than 8 cost the same; each step is a program, so the sizes are few."""
+FEW_BUCKETS = Buckets(tokens=(8, 128, 1024, 8192), rows=(8, 64, 512), samples=(8, 64, 512), blocks=(8, 128, 2048), edits=(0, 1024))
+"""Under an interpreter a program takes longer to compile than to run, however much of it is padding."""
+COPIES: tuple[Copies, ...] = ("on_wait", "eager", "plain")
 
 
 class Tpu(JaxPlatform):
-    """`tpu`, `tpu:1`; `tpu:interpreted` is JAX on the CPU, `tpu:interpreted,devices=8` with so many devices there.
+    """`tpu`, `tpu:1`; `tpu:interpreted` is JAX on the CPU, `tpu:interpreted,devices=8` with so many devices there,
+    `tpu:interpreted,copies=plain` with a quicker interpreter of Pallas kernels.
 
     `tpu:torch_xla` is the torch family on an XLA device (torch_xla.py)."""
 
@@ -42,7 +47,7 @@ class Tpu(JaxPlatform):
     parallel = "XLA's collectives over a mesh that one process holds: run on virtual CPU devices; between chips: never run"
     targets = TARGETS
     capabilities = Capabilities(
-        dtypes=("bfloat16", "float32"), block_tokens=(32, 16, 64, 128, 256, 8, 1), schemes=SCHEMES, buckets=BUCKETS, warm_up=True,
+        dtypes=("bfloat16", "float32"), block_tokens=(32, 16, 64, 128, 256, 8), schemes=SCHEMES, buckets=BUCKETS, warm_up=True,
     )
 
     def __new__(cls, options: Options) -> Any:
@@ -50,10 +55,11 @@ class Tpu(JaxPlatform):
         return TorchXla(options) if options.text == TORCH_XLA else super().__new__(cls)
 
     def __init__(self, options: Options) -> None:
-        self.interpreted = options.text == INTERPRETED
+        self.interpreted = self.keeps_all = options.text == INTERPRETED
+        self.copies = _copies(options)
         super().__init__(options)
         told = replace(self.capabilities, devices=(str(self.device),))
-        self.capabilities = replace(told, grade=INTERPRETED, warm_up=False) if self.interpreted else told
+        self.capabilities = replace(told, grade=INTERPRETED, warm_up=False, buckets=FEW_BUCKETS) if self.interpreted else told
 
     @classmethod
     def probe(cls, options: Options) -> Availability:
@@ -86,20 +92,28 @@ class Tpu(JaxPlatform):
     def kernels(self) -> Sequence[Kernel]:
         from ..families.pallas.kernels import pallas_kernels
 
-        return [*pallas_kernels(self.interpreted, self.device), *super().kernels()]
+        return [*pallas_kernels(self.interpreted, self.device, self.copies), *super().kernels()]
 
     def find_device(self, options: Options) -> jax.Device:
         import jax
 
-        unknown = options.extra.keys() - ({"devices"} if options.text == INTERPRETED else set())
+        unknown = options.extra.keys() - ({"devices", "copies"} if options.text == INTERPRETED else set())
         if unknown or not (options.text in ("", INTERPRETED) or options.text.isdecimal()):
-            raise ConfigError(f"platform tpu takes the number of a device, or {INTERPRETED!r} with devices=N; found {options}")
+            raise ConfigError(f"platform tpu takes the number of a device, or {INTERPRETED!r} with devices=N, copies=WHEN; found {options}")
         devices = _cpu_devices(options.extra.get("devices")) if options.text == INTERPRETED else jax.local_devices(backend="tpu")
         index = options.rank if options.text == INTERPRETED else int(options.text or 0) + options.rank
         if index >= len(devices):
             remedy = f"tpu:{INTERPRETED},devices={index + 1}" if options.text == INTERPRETED else f"one from 0 to {len(devices) - 1}"
             raise ConfigError(f"platform tpu: asked for device {index}, the first being 0, and JAX has {len(devices)}. Name {remedy}.")
         return devices[index]
+
+
+def _copies(options: Options) -> Copies:
+    told = options.extra.get("copies", COPIES[0])
+    for one in COPIES:
+        if told == one:
+            return one
+    raise ConfigError(f"platform tpu:{INTERPRETED}: copies must be one of {', '.join(COPIES)}, found {told!r}")
 
 
 def _cpu_devices(count: str | None) -> list[jax.Device]:

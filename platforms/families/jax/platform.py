@@ -37,13 +37,15 @@ class JaxPlatform(Platform):
     """
 
     one_process = True
+    keeps_all = False
+    """Whether programs that took under a second to compile are kept on disk too."""
     device: jax.Device
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.options, self.device = options, self.find_device(options)
         if options.cache is not None:
-            _keep_programs(options.cache)
+            _keep_programs(options.cache, self.keeps_all)
         self._use([self.device])
 
     def _use(self, devices: Sequence[jax.Device]) -> None:
@@ -122,12 +124,14 @@ class JaxPlatform(Platform):
         return Memory(total=host.total, free=host.available // self.devices.count)
 
 
-def _keep_programs(folder: Path) -> None:
+def _keep_programs(folder: Path, keeps_all: bool) -> None:
     """JAX's own cache on disk, which is the process's; one that is set already stays."""
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    if keeps_all:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 class _Fetching:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+Copies = Literal["on_wait", "eager", "plain"]
 COMPUTES = ("float32", "bfloat16")
 """What kernels compute in; TPUs have no float16."""
 MIB = 1 << 20
@@ -24,19 +25,23 @@ SUBLANES = 8
 class Calls:
     """interpret: on the host, with memories and copies simulated, and memory that nobody wrote full of NaN.
 
-    copies: whether the interpreter copies when a copy is waited for, or as soon as it is started.
+    copies: whether the interpreter copies when a copy is waited for, or as soon as it is started; plain: Pallas' general
+    interpreter, where a copy is an assignment. That one calls nothing on the host, so that its programs can be kept on disk.
     """
 
     interpret: bool
-    copies: Literal["on_wait", "eager"] = "on_wait"
+    copies: Copies = "on_wait"
 
     def call(self, kernel: partial[None], grid_spec: Any, out_shape: Any, order: Sequence[str]) -> Callable[..., Any]:
         """kernel over `grid_spec`. order: of each dimension of the grid, "parallel" or "arbitrary" (one after the other)."""
         return pl.pallas_call(
             kernel, grid_spec=grid_spec, out_shape=out_shape, name=kernel.func.__name__,
             compiler_params=pltpu.CompilerParams(dimension_semantics=tuple(order), vmem_limit_bytes=VMEM_LIMIT),
-            interpret=pltpu.InterpretParams(dma_execution_mode=self.copies) if self.interpret else False,
+            interpret=self._interpreter() if self.interpret else False,
         )
+
+    def _interpreter(self) -> Any:
+        return True if self.copies == "plain" else pltpu.InterpretParams(dma_execution_mode=self.copies)
 
 
 def ceil_div(a: int, b: int) -> int:

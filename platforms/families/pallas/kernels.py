@@ -6,10 +6,10 @@ from typing import Any
 
 from ....ops import Kernel
 from . import attention, experts, quantized
-from .calls import Calls
+from .calls import Calls, Copies
 
 
-def pallas_kernels(interpret: bool, device: Any = None) -> Sequence[Kernel]:
-    """interpret: under Pallas' TPU interpreter, on the host. device: where weights are prepared; None: JAX's default."""
-    calls = Calls(interpret)
+def pallas_kernels(interpret: bool, device: Any = None, copies: Copies = "on_wait") -> Sequence[Kernel]:
+    """interpret, copies: see `Calls`. device: where weights are prepared; None: JAX's default."""
+    calls = Calls(interpret, copies)
     return [*attention.kernels(calls), *quantized.kernels(calls, device), *experts.kernels(calls, device)]
