@@ -94,12 +94,12 @@ def compare(asked: Comparison, tell: Tell) -> dict[str, Any]:
     for weights in asked.weights:
         peers = [peer for peer in asked.peers if weights in PEERS[peer].weights]
         with ExitStack() as opened:
-            us = opened.enter_context(_engine(asked, OURS.name, weights))
-            others = {peer: opened.enter_context(_engine(asked, peer, weights)) for peer in peers}
+            us = opened.enter_context(engine(asked, OURS.name, weights))
+            others = {peer: opened.enter_context(engine(asked, peer, weights)) for peer in peers}
             for turn in range(asked.rounds):
                 for work in asked.works:
-                    for peer, engine in others.items():
-                        for one in (us, engine):
+                    for peer, other in others.items():
+                        for one in (us, other):
                             run = one.measure(work)
                             runs.append(run | {"round": turn, "beside": peer})
                             tell(f"round {turn + 1}, {weights}, {work.name}: {run['peer']} {_told(run)}")
@@ -114,7 +114,7 @@ def compare(asked: Comparison, tell: Tell) -> dict[str, Any]:
     }
 
 
-class _Engine:
+class Engine:
     """A peer's process: it loads when its first work comes, and waits on standard input between works."""
 
     def __init__(self, peer: str, weights: str, process: subprocess.Popen[str], log: Path) -> None:
@@ -145,7 +145,7 @@ class _Engine:
 
 
 @contextmanager
-def _engine(asked: Comparison, peer: str, weights: str) -> Iterator[_Engine]:
+def engine(asked: Comparison, peer: str, weights: str) -> Iterator[Engine]:
     model = asked.checkpoint if peer == OURS.name else asked.model(peer, weights)
     room = {
         "model": model.resolve(), "weights": weights, "vocab": SHAPES[asked.shape]["vocab_size"], "threads": asked.threads,
@@ -157,7 +157,7 @@ def _engine(asked: Comparison, peer: str, weights: str) -> Iterator[_Engine]:
     with log.open("w", encoding="utf-8") as said:
         process = _start([*_script(asked, peer), "run", *options], None if peer == OURS.name else BENCH, said)
         try:
-            yield _Engine(peer, weights, process, log)
+            yield Engine(peer, weights, process, log)
         finally:
             process.kill()
             process.communicate()

@@ -1,4 +1,4 @@
-"""vLLM on a CPU: its offline engine, in this process."""
+"""vLLM on a CPU: its offline engine, in this process, and how its server is started."""
 from __future__ import annotations
 
 import os
@@ -11,10 +11,7 @@ KV_GIB = 2
 
 
 def load(model: Path, weights: str, room: Room) -> Generate:
-    os.environ |= {
-        "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": f"0-{room.threads - 1}", "HF_HUB_OFFLINE": "1",
-    }
+    os.environ |= environment(room) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -28,6 +25,20 @@ def load(model: Path, weights: str, room: Room) -> Generate:
         return sum(len(answer.outputs[0].token_ids) for answer in answers)
 
     return generate
+
+
+def environment(room: Room) -> dict[str, str]:
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{room.threads - 1}",
+    }
+
+
+def server(model: Path, room: Room, port: int) -> list[str]:
+    """What its interpreter is given to serve the model in bfloat16."""
+    return ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", model.name, "--dtype", "bfloat16",
+            "--no-enable-prefix-caching", "--max-model-len", str(room.tokens), "--max-num-seqs", str(room.requests),
+            "--host", "127.0.0.1", "--port", str(port)]
 
 
 PEER = Peer("vllm", lambda: version("vllm-cpu"), {"bf16": "bfloat16"}, load)
