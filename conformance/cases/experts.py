@@ -9,7 +9,6 @@ from ..case import Family, Params
 from ..problem import Given, Problem, elsewhere
 from .make import DTYPE, YES_NO, judged, values
 
-
 FAR = 1000
 """A softmax does not see where all of its logits lie, and the exponentials of some are infinite, or zeros."""
 
