@@ -126,6 +126,16 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session
+def compiled(session: nox.Session) -> None:
+    """Kernels compiled for five chips that are not there, and their summaries: hours. One chip: `nox -s compiled -- --target sm_90`."""
+    session.install(*CONSTRAINTS, ".", "torch", "triton")
+    for name in ("cuda", "rocm"):
+        bundle = f"{session.create_tmp()}/{name}"
+        session.run("inferplane", "conformance", "run", "--platform", name, "--grade", "compiled", "--quick", "-o", bundle)
+        session.run("inferplane", "conformance", "summary", bundle, "-o", f"conformance/results/{name}.compiled-quick.json")
+
+
+@nox.session
 def interpreted(session: nox.Session) -> None:
     """Accelerators without one, two cases at a time: each value of each parameter. `nox -s interpreted -- --covering 2`."""
     session.install(*CONSTRAINTS, ".", "torch", "triton")

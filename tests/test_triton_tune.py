@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ pytest.importorskip("triton")
 from inferplane.platforms.cuda import Cuda  # noqa: E402
 from inferplane.platforms.families.triton import tune as family  # noqa: E402
 from inferplane.platforms.families.triton.launches import TABLE, Launch  # noqa: E402
+from inferplane.platforms.families.triton.target import TARGETS  # noqa: E402
 
 WIDE = Launch({"BLOCK_ROWS": 16, "BLOCK_OUTPUTS": 64, "BLOCK_INPUTS": 32, "BAND": 4}, {"num_warps": 2, "num_stages": 5})
 BAD = Launch({"BLOCK_ROWS": 16, "BLOCK_OUTPUTS": 48, "BLOCK_INPUTS": 32, "BAND": 4}, {"num_warps": 2})
@@ -31,14 +33,15 @@ def device() -> Any:
     return Cuda(Options("interpreted")).runs_on
 
 
-def tuned(*work: Any, seconds: Callable[[], float] = lambda: 1.0, candidates: Any = lambda kernel, tokens: iter([BAD, WIDE])) -> Any:
+def tuned(*work: Any, seconds: Callable[[], float] = lambda: 1.0, candidates: Any = lambda kernel, tokens: iter([BAD, WIDE]),
+          on: Any = None) -> Any:
     told: list[str] = []
 
     def measure(call: Callable[[], Any]) -> float:
         call()
         return seconds()
 
-    return family.tune(device(), list(work), told.append, measure, candidates), told
+    return family.tune(on or device(), list(work), told.append, measure, candidates), told
 
 
 def falling() -> Callable[[], float]:
@@ -60,6 +63,15 @@ def test_what_is_in_use_stays_where_nothing_is_faster() -> None:
     [one], _ = tuned((LINEAR, 3))
     assert one.microseconds == one.microseconds_before
     assert one.meta == device().configured("linear", **one.key).meta
+
+
+def test_on_a_chip_what_spills_or_is_over_a_budget_is_never_measured() -> None:
+    spills = replace(WIDE, options={**WIDE.options, "maxnreg": 16})
+    too_large = replace(WIDE, meta={**WIDE.meta, "BLOCK_OUTPUTS": 128, "BLOCK_INPUTS": 256}, options={"num_warps": 4, "num_stages": 6})
+    fits = family.fitting(TARGETS["sm_90"], "linear", LINEAR, 3)
+    assert [fits(one) for one in (WIDE, spills, too_large, BAD)] == [True, False, False, False]
+    [one], _ = tuned((LINEAR, 3), candidates=lambda kernel, tokens: iter([spills, WIDE]), on=replace(device(), target=TARGETS["sm_90"]))
+    assert one.tried == 1 + len(family.SHARES)
 
 
 def test_one_token_and_experts_have_kernels_of_their_own_and_other_ops_none() -> None:

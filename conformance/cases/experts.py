@@ -9,6 +9,9 @@ from ..case import Family, Params
 from ..problem import Given, Problem, elsewhere
 from .make import DTYPE, YES_NO, judged, values
 
+FAR = 1000
+"""A softmax does not see where all of its logits lie, and the exponentials of some are infinite, or zeros."""
+
 
 def _router(params: Params, random: np.random.Generator) -> Problem:
     experts, tokens = params.int("experts"), params.int("tokens")
@@ -17,6 +20,9 @@ def _router(params: Params, random: np.random.Generator) -> Problem:
     logits = values(random, (tokens, experts), "float32")
     if params.flag("ties"):
         logits = np.round(logits)
+    if not spec.sigmoid:
+        logits[1::3] -= FAR
+        logits[2::3] += FAR
     return Problem(spec, (logits,))
 
 

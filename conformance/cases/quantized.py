@@ -21,6 +21,8 @@ VALUES = ("normal", "outliers", "zeros", "special", "extreme", "signs")
 STEP = {"int8": 2.0**-6, "int4": 0.25, "float8_e4m3fn": 2.0**-6}
 """A scale that makes weights of about 1."""
 OUTLIER = 300
+TINY = 2.0**-125
+"""A number whose inverse times the largest code is infinite: such a group's codes are zeros."""
 
 
 def _build(params: Params, random: np.random.Generator) -> Problem:
@@ -74,6 +76,9 @@ def _special_rows(random: np.random.Generator, x: Array, quantized: bool) -> Non
         match row % 4:
             case 0:
                 x[row, place] = strange[row // 4 % len(strange)]
+            case 2 if quantized:
+                x[row, ::2] = x.dtype.type(TINY)
+                x[row, 1::2] = 0
             case 2:
                 x[row] = x.dtype.type(1e-42)
             case 3:

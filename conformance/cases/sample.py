@@ -15,11 +15,12 @@ TEMPERATURES = ("0", "0.3", "1", "1.7", "mixed")
 
 
 def _logits(params: Params, random: np.random.Generator, samples: int, vocab: int) -> np.ndarray:
+    """flat: zeros of both signs, which are one value."""
     logits = random.normal(0, 3, (samples, vocab)).astype(np.float32)
     if params["logits"] == "ties":
         logits = np.round(logits)
     elif params["logits"] == "flat":
-        logits[:] = 0.5
+        logits[:] = random.choice([0.0, -0.0], logits.shape)
     elif params["logits"] == "peaked":
         logits[np.arange(samples), random.integers(0, vocab, samples)] += 20
     elif params["logits"] == "negative":

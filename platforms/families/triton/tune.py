@@ -17,10 +17,14 @@ from ....errors import ConfigError, InferplaneError
 from ....ops import DTYPES, GatedLinear, Linear, Moe, Quantized, Spec
 from ....ops.quantize import CODES, SCALES
 from . import experts, linear, quantized
+from .compiled import Compiler
 from .device import Device
 from .launches import TABLE, Launch
+from .target import Target
 
 Work = Callable[[Device], Any]
+Fits = Callable[[Launch], bool]
+"""Whether a configuration keeps to the chip's budgets and spills nothing."""
 Measure = Callable[[Callable[[], Any]], float]
 """Seconds that a call takes on the device."""
 SHARES = (1, 2, 4, 8, 16)
@@ -75,7 +79,8 @@ def tune(
         if named is None:
             tell(f"{spec.op}: no launch configuration to tune; passed over")
             continue
-        one = _best(device, named, _work(device, spec, tokens), measure, candidates or candidates_of, tokens)
+        fits = everything if device.target.interpreted else fitting(device.target, named, spec, tokens)
+        one = _best(device, named, _work(device, spec, tokens), measure, (candidates or candidates_of)(named, tokens), fits)
         tell(f"{one.kernel} {dict(one.key)}: {one.microseconds:.1f} us, before {one.microseconds_before:.1f} us; {one.tried} tried")
         found.append(one)
     return found
@@ -92,16 +97,34 @@ def kernel_of(spec: Spec, tokens: int) -> str | None:
     return "quantized_linear" if spec.scheme else "linear_of_one_row" if tokens == 1 else "linear"
 
 
-def _best(device: Device, kernel: str, work: Work, measure: Measure, candidates: Callable[..., Iterator[Launch]], tokens: int) -> Tuned:
+def fitting(target: Target, kernel: str, spec: Spec, tokens: int) -> Fits:
+    """By compiling for the target beside the chip, since a chip runs what spills, and says nothing."""
+    compiler = Compiler(target)
+    work = _work(compiler.device, spec, tokens)
+
+    def fits(config: Launch) -> bool:
+        before = len(compiler.asked)
+        work(Trying(compiler.device.torch, target, compiler, kernel, config))
+        return not any(code.reason for code in compiler.asked[before:])
+
+    return fits
+
+
+def everything(config: Launch) -> bool:
+    """An interpreter has no budgets."""
+    return True
+
+
+def _best(device: Device, kernel: str, work: Work, measure: Measure, candidates: Iterator[Launch], fits: Fits) -> Tuned:
     own = Trying(device.torch, device.target, device.start, kernel)
     before = measure(lambda: work(own))
     trials = [(own.configured(kernel, **own.asked), before)]
 
     def attempt(configs: Iterator[Launch]) -> tuple[Launch, float]:
-        trials.extend((one, _seconds(replace(own, config=one, asked={}), work, measure)) for one in configs)
+        trials.extend((one, _seconds(replace(own, config=one, asked={}), work, measure)) for one in filter(fits, configs))
         return min(trials, key=lambda trial: trial[1])
 
-    tile, _ = attempt(candidates(kernel, tokens))
+    tile, _ = attempt(candidates)
     config, best = attempt(_split(tile))
     return Tuned(kernel, device.target.arch, own.asked, config.meta, config.options, best * 1e6, before * 1e6, len(trials) - 1)
 
