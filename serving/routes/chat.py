@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.output import CompletionOutput, RequestOutput
@@ -10,10 +10,11 @@ from ..answering import Ask, Reply
 from ..conversation import prompt_ids
 from ..errors import Refused
 from ..protocol.chat import ChatForm
+from ..response_format import answer_of_form
 from ..sampling import sampling
 from ..service import Service
 from ..stream import Event
-from ..turn import Wanted, answer_of, choice_of, turn_of
+from ..turn import Wanted, choice_of, turn_of
 from ..turns.reader import Arguments, Call, Piece, Thought, Words
 from ..wording import Told, chat_logprobs, new_id, usage
 
@@ -124,12 +125,13 @@ def _message(pieces: Sequence[Piece]) -> dict[str, Any]:
 
 
 def _wanted(form: ChatForm) -> Wanted:
-    given, answer = form.tool_choice, form.response_format
-    function = given.get("function") if isinstance(given, dict) else None
-    choice = choice_of(given, function.get("name") if isinstance(function, dict) else None)
-    schema = answer.json_schema.definition if answer and answer.json_schema else None
-    follows = answer_of(answer.type if answer else None, schema, "response_format")
-    return Wanted(form.tools or (), *choice, form.parallel_tool_calls is not False, follows)
+    choice = choice_of(form.tool_choice, _named)
+    return Wanted(form.tools or (), **choice, parallel=form.parallel_tool_calls is not False, answer=answer_of_form(form))
+
+
+def _named(given: Mapping[str, Any]) -> object:
+    function = given.get("function")
+    return function.get("name") if isinstance(function, Mapping) else None
 
 
 def _refuse_unsupported(form: ChatForm) -> None:

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...core.output import CompletionOutput, RequestOutput
 from ..answering import Ask, Reply
 from ..errors import Refused
 from ..protocol.completions import CompletionForm
+from ..response_format import answer_of_form
 from ..sampling import sampling
 from ..service import Service
 from ..stream import Event
@@ -29,6 +31,7 @@ class CompletionReply(Reply):
             service, form, longest_prompt=max(map(len, ids)), max_tokens=form.max_tokens, default_tokens=DEFAULT_TOKENS,
             logprobs=form.logprobs,
         )
+        params = replace(params, structured_outputs=answer_of_form(form))
         self.ask = Ask(tuple(ids), params, form.priority, form.cache_salt)
         self.streamed = bool(form.stream)
         self.form, self.tokenizer, self.top = form, tokenizer, form.logprobs

@@ -10,10 +10,11 @@ from ..answering import Ask, Reply
 from ..conversation import prompt_ids
 from ..errors import Refused
 from ..protocol.responses import ResponsesForm
+from ..response_format import answer_of
 from ..sampling import sampling
 from ..service import Service
 from ..stream import Event
-from ..turn import Wanted, answer_of, choice_of, turn_of
+from ..turn import Wanted, choice_of, turn_of
 from ..turns.reader import Piece, Words
 from ..wording import Told, chat_logprobs, new_id
 from .response_input import messages, tools
@@ -112,10 +113,9 @@ def _usage(output: RequestOutput, choice: CompletionOutput) -> dict[str, Any]:
 
 
 def _wanted(form: ResponsesForm) -> Wanted:
-    given, answer = form.tool_choice, (form.text and form.text.format) or {}
-    choice = choice_of(given, given.get("name") if isinstance(given, dict) else None)
-    follows = answer_of(answer.get("type"), answer.get("schema"), "text.format")
-    return Wanted(tools(form), *choice, form.parallel_tool_calls is not False, follows)
+    said = (form.text and form.text.format) or {}
+    choice, answer = choice_of(form.tool_choice, lambda given: given.get("name")), answer_of(said.get("type"), said, "text.format")
+    return Wanted(tools(form), **choice, parallel=form.parallel_tool_calls is not False, answer=answer)
 
 
 def _refuse_unsupported(form: ResponsesForm) -> None:
