@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.output import CompletionOutput, Logprob, RequestOutput
 from ..core.tokenizer import Tokenizer
+from .turns.reader import Reader, Thinking
 
 LOWEST_LOGPROB = -9999.0
 """JSON has no minus infinity; OpenAI's own stand-in."""
@@ -18,15 +19,26 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{secrets.token_hex(16)}"
 
 
-def usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-    """Each prompt counts once, whatever its n; cached tokens are known once it has ended."""
+def usage(outputs: Sequence[RequestOutput], reasoning: int | None = None) -> dict[str, Any]:
+    """Each prompt counts once, whatever its n; cached tokens are known once it has ended. reasoning: tokens of thoughts; or None."""
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     drawn = sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
     cached = sum(output.metrics.kv.hit_tokens for output in outputs if output.metrics.kv)
     return {
         "prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn,
         "prompt_tokens_details": {"cached_tokens": cached},
+        **({} if reasoning is None else {"completion_tokens_details": {"reasoning_tokens": reasoning}}),
     }
+
+
+def reasoning_tokens(tokenizer: Tokenizer, reader: Reader | None, ids: Sequence[int]) -> int:
+    """Of an answer: those up to the mark that ended its thoughts, with it. Where that is no token of its own, about as many."""
+    if not isinstance(reader, Thinking) or not reader.thoughts:
+        return 0
+    end = tokenizer.added_id(reader.end)
+    if end is None:
+        return min(len(ids), len(tokenizer.encode(reader.thoughts, False)))
+    return ids.index(end) + 1 if end in ids else len(ids)
 
 
 class Told:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from inferplane import AsyncEngine
 from inferplane.errors import ConfigError
+from inferplane.serving import turn
 from inferplane.serving.config import ServeConfig
 from inferplane.serving.service import Service
 
@@ -216,6 +217,28 @@ def test_log_probabilities_and_tokens_of_a_call_are_told_once(app: Any, serving:
     chunks = told(app, serving, temperature=0, tools=[WEATHER], logprobs=True, extra_body={"return_token_ids": True})
     drawn = sum(len(chunk.choices[0].logprobs.content) for chunk in chunks if chunk.choices[0].logprobs)
     assert drawn == sum(len(chunk.choices[0].model_extra.get("token_ids", ())) for chunk in chunks) > 10
+
+
+@pytest.mark.parametrize(("marks", "tokens"), [(("<tool_call>", "</tool_call>"), None), (("blue", "42"), (2, 6))], ids=["tokens", "text"])
+def test_tokens_of_thoughts_are_counted(app: Any, serving: ModuleType, monkeypatch: pytest.MonkeyPatch, marks: Any, tokens: Any) -> None:
+    """The embedded model does not think, so that something else that it writes counts as its thoughts."""
+    monkeypatch.setattr(turn, "THOUGHTS", (marks,))
+    monkeypatch.setitem(app.service.__dict__, "templates", (*app.service.templates, " ".join(marks)))
+    body = {"tools": [WEATHER]} if tokens is None else {"tools": [], "messages": FOX}
+    answer = asked(app, serving, temperature=0, extra_body={"return_token_ids": True}, **body)
+    drawn = answer.choices[0].model_extra["token_ids"]
+    if tokens is None:
+        end = drawn.index(app.service.tokenizer.added_id(marks[1])) + 1
+        tokens = (end, end)
+    thought = answer.usage.completion_tokens_details.reasoning_tokens
+    assert answer.choices[0].message.reasoning_content and tokens[0] <= thought <= tokens[1] < len(drawn)
+    *_, last = told(app, serving, temperature=0, stream_options={"include_usage": True}, **body)
+    assert last.usage.completion_tokens_details.reasoning_tokens == thought
+    items = [{"type": "function", **WEATHER["function"]}] if body["tools"] else []
+    response = app.post("/v1/responses", {"input": ASKED["messages"][0]["content"] if items else FOX[0]["content"], "tools": items,
+                                          "temperature": 0}).json()
+    assert response["output"][0]["type"] == "reasoning"
+    assert response["usage"]["output_tokens_details"]["reasoning_tokens"] == thought
 
 
 def test_an_unknown_format_of_calls_is_told_at_the_start(engine: AsyncEngine) -> None:

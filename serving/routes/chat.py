@@ -16,7 +16,7 @@ from ..service import Service
 from ..stream import Event
 from ..turn import Wanted, choice_of, turn_of
 from ..turns.reader import Arguments, Call, Piece, Thought, Words
-from ..wording import Told, chat_logprobs, new_id, usage
+from ..wording import Told, chat_logprobs, new_id, reasoning_tokens, usage
 
 
 class ChatReply(Reply):
@@ -66,14 +66,18 @@ class ChatReply(Reply):
     def ended(self) -> Sequence[Event]:
         if not self.form.usage_wanted or self.latest is None:
             return ()
-        return (Event({**self.head, "object": "chat.completion.chunk", "choices": [], "usage": usage([self.latest])}),)
+        return (Event({**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage(self.latest)}),)
 
     def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         choices = []
         for choice in outputs[0].outputs:
             pieces = self._read(choice, choice.text)
             choices.append({**self._choice(choice, 0), "message": _message(pieces)})
-        return {**self.head, "object": "chat.completion", "choices": choices, "usage": usage(outputs)}
+        return {**self.head, "object": "chat.completion", "choices": choices, "usage": self._usage(outputs[0])}
+
+    def _usage(self, output: RequestOutput) -> dict[str, Any]:
+        thought = [reasoning_tokens(self.tokenizer, self.readers[choice.index], choice.token_ids) for choice in output.outputs]
+        return usage([output], sum(thought))
 
     def _choice(self, choice: CompletionOutput, told: int) -> dict[str, Any]:
         entries, reader = (choice.logprobs or ())[told:], self.readers[choice.index]
@@ -89,7 +93,7 @@ class ChatReply(Reply):
     def _chunk(self, choice: dict[str, Any], output: RequestOutput) -> Event:
         made = {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
         if self.form.usage_in_each:
-            made["usage"] = usage([output])
+            made["usage"] = self._usage(output)
         elif self.form.usage_wanted:
             made["usage"] = None
         return Event(made)

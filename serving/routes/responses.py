@@ -16,7 +16,7 @@ from ..service import Service
 from ..stream import Event
 from ..turn import Wanted, choice_of, turn_of
 from ..turns.reader import Piece, Words
-from ..wording import Told, chat_logprobs, new_id
+from ..wording import Told, chat_logprobs, new_id, reasoning_tokens, usage
 from .response_input import messages, tools
 from .response_output import Logprobs, Output
 
@@ -85,7 +85,7 @@ class ResponsesReply(Reply):
         return {
             **self.head, "status": "incomplete" if cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": self.output.told(), "usage": _usage(output, choice),
+            "output": self.output.told(), "usage": _usage(output, reasoning_tokens(self.tokenizer, self.reader, choice.token_ids)),
         }
 
     def _event(self, kind: str, **fields: Any) -> Event:
@@ -103,12 +103,13 @@ def _tool(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "strict": bool(given["strict"])}
 
 
-def _usage(output: RequestOutput, choice: CompletionOutput) -> dict[str, Any]:
-    prompt, drawn = len(output.prompt_token_ids), len(choice.token_ids)
-    cached = output.metrics.kv.hit_tokens if output.metrics.kv else 0
+def _usage(output: RequestOutput, reasoning: int) -> dict[str, Any]:
+    """By this API's names."""
+    found = usage([output], reasoning)
     return {
-        "input_tokens": prompt, "input_tokens_details": {"cached_tokens": cached}, "output_tokens": drawn,
-        "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": prompt + drawn,
+        "input_tokens": found["prompt_tokens"], "input_tokens_details": found["prompt_tokens_details"],
+        "output_tokens": found["completion_tokens"], "output_tokens_details": found["completion_tokens_details"],
+        "total_tokens": found["total_tokens"],
     }
 
 
