@@ -52,7 +52,7 @@ class RowPlan(NamedTuple):
 class StepPlan:
     """What one step computes. Plans must be submitted in the order of `number`, and none left out.
 
-    rows: decodes first, then prefills. samples: indices into rows of those that draw a token.
+    rows: decodes first, then prefills. samples: indices into rows of those that draw a token. scored: of those whose prompt is judged.
     preempted: sequences that lost their blocks to this plan; they wait again and go on exactly.
     """
 
@@ -62,6 +62,7 @@ class StepPlan:
     samples: tuple[int, ...]
     token_count: int
     preempted: tuple[Key, ...] = ()
+    scored: tuple[int, ...] = ()
 
 
 class Update(NamedTuple):

@@ -25,6 +25,8 @@ from .stats import SchedulerStats
 
 MOST_PLANS_UNDER_WAY = 2
 MOST_PARKED_PER_PLAN = 64
+MOST_SCORED_PER_PLAN = 256
+"""Tokens of prompts whose log-probabilities are wanted: each has a row of logits, as wide as the vocabulary."""
 RANK = attrgetter("rank")
 UNKNOWN = np.zeros(1, np.int32)
 UNKNOWN.setflags(write=False)
@@ -33,13 +35,15 @@ UNKNOWN.setflags(write=False)
 class Draft:
     """A plan in the making. short: a running sequence found no block, so nobody new is let in."""
 
-    __slots__ = ("budget", "number", "preempted", "rows", "samples", "sequences", "short", "written")
+    __slots__ = ("budget", "number", "preempted", "rows", "samples", "score_budget", "scored", "sequences", "short", "written")
 
     def __init__(self, number: int, budget: int) -> None:
         self.number, self.budget, self.short = number, budget, False
         self.rows: list[RowPlan] = []
         self.sequences: list[Sequence | None] = []
         self.samples: list[int] = []
+        self.scored: list[int] = []
+        self.score_budget = MOST_SCORED_PER_PLAN
         self.written: list[Sequence] = []
         self.preempted: list[Key] = []
 
@@ -193,7 +197,7 @@ class Scheduler:
             self._commit(sequence)
         self._number = draft.number
         plan = StepPlan(draft.number, now, tuple(draft.rows), tuple(draft.samples),
-                        self._config.max_num_batched_tokens - draft.budget, tuple(draft.preempted))
+                        self._config.max_num_batched_tokens - draft.budget, tuple(draft.preempted), tuple(draft.scored))
         self._flight.append((plan, draft.sequences))
         return plan
 
@@ -234,15 +238,20 @@ class Scheduler:
                 return
             if sequence.lease is None:
                 continue
-            count = self._chunk(sequence.known - sequence.computed, draft)
+            count = self._chunk(sequence, sequence.computed, draft)
+            if not count:
+                continue
             reached = self._cover(sequence, sequence.computed + count, draft)
             if reached > sequence.computed:
                 self._row(draft, sequence, reached - sequence.computed, fresh=False)
             else:
                 draft.short = True
 
-    def _chunk(self, left: int, draft: Draft) -> int:
-        return min(left, draft.budget, self._config.long_prefill_tokens or left)
+    def _chunk(self, sequence: Sequence, start: int, draft: Draft) -> int:
+        """Tokens from `start` on; 0: not in this plan."""
+        left = sequence.known - start
+        most = draft.score_budget if sequence.scored and start < sequence.prompt_tokens - 1 else left
+        return min(left, draft.budget, self._config.long_prefill_tokens or left, most)
 
     def _row(self, draft: Draft, sequence: Sequence, count: int, *, fresh: bool) -> None:
         """A row of known tokens."""
@@ -253,6 +262,9 @@ class Scheduler:
         if sample:
             draft.samples.append(len(draft.rows))
             sequence.pending += 1
+        if sequence.scored and start < sequence.prompt_tokens - 1:
+            draft.scored.append(len(draft.rows))
+            draft.score_budget -= count
         draft.rows.append(RowPlan(sequence.request, sequence.slot, start, count, sequence.tokens[start:length], False, sample,
                                   sequence.lease.tables, fresh))
         draft.sequences.append(sequence)
@@ -312,7 +324,9 @@ class Scheduler:
             if self._follows(sequence, hit.tokens):
                 parked += 1
                 continue
-            count = self._chunk(sequence.known - hit.tokens, draft)
+            count = self._chunk(sequence, hit.tokens, draft)
+            if not count:
+                return
             by, alone = ticket.request.request_id, not self._running
             lease = self._memory.admit(hit, sequence.chain, tokens, hit.tokens + count, by, alone)
             if lease is None:

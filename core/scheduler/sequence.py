@@ -18,7 +18,7 @@ class Sequence:
 
     __slots__ = (
         "_buffer", "account", "admitted", "chain", "computed", "ended", "following", "hit_tokens", "known", "lease", "limit",
-        "min_tokens", "needs_host", "pending", "prompt_tokens", "rank", "request", "slot", "step", "stop_ids", "ticket",
+        "min_tokens", "needs_host", "pending", "prompt_tokens", "rank", "request", "scored", "slot", "step", "stop_ids", "ticket",
         "tokens",
     )
 
@@ -31,6 +31,7 @@ class Sequence:
         self.min_tokens = self.prompt_tokens + request.params.min_tokens
         self.stop_ids = request.stop_ids
         self.needs_host = request.params.needs_host
+        self.scored = request.params.prompt_logprobs is not None
         self.computed = self.pending = self.slot = self.step = self.hit_tokens = 0
         self.lease: Lease | None = None
         self.admitted = self.following = self.ended = False

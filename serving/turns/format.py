@@ -115,10 +115,9 @@ def schema(parameters: Mapping[str, Any]) -> str:
     return value({"type": "object", **closed, **parameters})
 
 
-def value(schema: Mapping[str, Any] | bool) -> str:
-    """The rule body for any JSON of a schema, one space at most between its parts. true, as {}: any JSON."""
-    named = schema if isinstance(schema, Mapping) else {} if schema else {"not": {}}
-    return "%json " + json.dumps({**named, "x-guidance": WHITESPACE})
+def value(schema: Mapping[str, Any]) -> str:
+    """The rule body for any JSON of a schema, one space at most between its parts."""
+    return "%json " + json.dumps({**schema, "x-guidance": WHITESPACE})
 
 
 def rules(offers: Sequence[Offer], call: Callable[[Offer, str], str]) -> str:
