@@ -57,6 +57,7 @@ class _Entry:
     completions: tuple[Completion, ...]
     arrival: float
     first_token: float | None = None
+    scheduled: float | None = None
     kv: list[Any] = field(default_factory=list)
     scores: PromptScores | None = None
 
@@ -64,9 +65,17 @@ class _Entry:
     def finished(self) -> bool:
         return all(completion.finish_reason for completion in self.completions)
 
+    def end(self, update: Update) -> None:
+        """Of one of its sequences."""
+        if update.kv is not None:
+            self.kv.append(update.kv)
+        if update.started is not None:
+            self.scheduled = min(update.started, self.scheduled or update.started)
+
     def output(self, now: float) -> RequestOutput:
         finished = self.finished
-        metrics = RequestMetrics(self.arrival, self.first_token, now if finished else None, self.kv[0] if self.kv else None)
+        metrics = RequestMetrics(
+            self.arrival, self.first_token, now if finished else None, self.scheduled, self.kv[0] if self.kv else None)
         outputs = tuple(completion.output() for completion in self.completions)
         judged = None if self.scores is None else self.scores.told
         return RequestOutput(self.requests[0].request_id, self.prompt, self.prompt_ids, outputs, finished, metrics, judged)
@@ -363,16 +372,16 @@ class Engine:
             completion.finish_reason = update.reason
         elif completion.push(update.token, update.reason, sampled, place) and update.reason is None:
             self._finish(entry, update.key, now)
-        if update.kv is not None:
-            entry.kv.append(update.kv)
+        if update.reason is not None:
+            entry.end(update)
         entry.first_token = entry.first_token if entry.first_token is not None or update.token is None else now
         self._tell(entry, now)
 
     def _finish(self, entry: _Entry, key: Key, now: float) -> None:
         """The engine saw a stop string, which the scheduler knows nothing of."""
         ended = self.scheduler.finish(key, "stop", now)
-        if ended is not None and ended.kv is not None:
-            entry.kv.append(ended.kv)
+        if ended is not None:
+            entry.end(ended)
 
     def _refuse(self, entry: _Entry, reason: str) -> None:
         """End a request with an error of its own."""

@@ -38,11 +38,12 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestMetrics:
-    """Seconds on the engine's clock, and where the prompt's blocks came from."""
+    """Seconds on the engine's clock, and where the prompt's blocks came from. scheduled: when its first step was planned; told last."""
 
     arrival: float
     first_token: float | None = None
     finished: float | None = None
+    scheduled: float | None = None
     kv: KVReport | None = None
 
 

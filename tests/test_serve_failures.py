@@ -118,7 +118,7 @@ sys.exit(code)
 """
 """A server whose steps do something else once a long prompt is among their rows."""
 LONG = {"prompt": [5] * 600, "max_tokens": 4}
-SHORT = {"prompt": "Once", "max_tokens": 4}
+SHORT = {"prompt": "Once", "max_tokens": 4, "ignore_eos": True}
 LIMIT_SECONDS = 25.0
 
 

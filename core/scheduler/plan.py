@@ -69,7 +69,7 @@ class Update(NamedTuple):
     """What a step, an abort or a finish gave one sequence.
 
     index: the token's place among the drawn ones, from 0. reason: why it ended, or None.
-    kv: where its blocks came from; given when it ends.
+    kv: where its blocks came from, and started: seconds, when its first step was planned; given when it ends.
     """
 
     request: Request
@@ -77,6 +77,7 @@ class Update(NamedTuple):
     index: int  # type: ignore[assignment]
     reason: FinishReason | None = None
     kv: KVReport | None = None
+    started: float | None = None
 
     @property
     def key(self) -> Key:

@@ -35,10 +35,10 @@ UNKNOWN.setflags(write=False)
 class Draft:
     """A plan in the making. short: a running sequence found no block, so nobody new is let in."""
 
-    __slots__ = ("budget", "number", "preempted", "rows", "samples", "score_budget", "scored", "sequences", "short", "written")
+    __slots__ = ("budget", "now", "number", "preempted", "rows", "samples", "score_budget", "scored", "sequences", "short", "written")
 
-    def __init__(self, number: int, budget: int) -> None:
-        self.number, self.budget, self.short = number, budget, False
+    def __init__(self, number: int, now: float, budget: int) -> None:
+        self.number, self.now, self.budget, self.short = number, now, budget, False
         self.rows: list[RowPlan] = []
         self.sequences: list[Sequence | None] = []
         self.samples: list[int] = []
@@ -161,7 +161,8 @@ class Scheduler:
         del samples[request.sample_index]
         if not samples:
             del self._sequences[request.request_id]
-        return Update(request, token, sequence.known - sequence.prompt_tokens - (token is not None), reason, sequence.report)
+        return Update(request, token, sequence.known - sequence.prompt_tokens - (token is not None), reason, sequence.report,
+                      sequence.started)
 
     def _stop(self, sequence: Sequence) -> None:
         """Its blocks and its slot are free; who followed it looks for another leader."""
@@ -185,7 +186,7 @@ class Scheduler:
         """The next step, or None if nothing can be computed before an update or a new request."""
         if len(self._flight) >= MOST_PLANS_UNDER_WAY:
             raise EngineError(f"{len(self._flight)} plans are under way already. Call update with the first one's tokens first.")
-        draft = Draft(self._number + 1, self._config.max_num_batched_tokens)
+        draft = Draft(self._number + 1, now, self._config.max_num_batched_tokens)
         self._memory.begin(draft.number, now)
         prefills = self._decode(draft)
         self._prefill(draft, prefills)
@@ -333,7 +334,7 @@ class Scheduler:
                 self._refused = (ticket.serial, self._memory.releases)
                 return
             sequence.lease = lease
-            self._start(sequence, hit.tokens)
+            self._start(sequence, hit.tokens, draft.now)
             self._row(draft, sequence, min(count, lease.room - hit.tokens), fresh=True)
 
     def _follows(self, sequence: Sequence, hit_tokens: int) -> bool:
@@ -350,7 +351,7 @@ class Scheduler:
         self._following += 1
         return True
 
-    def _start(self, sequence: Sequence, hit_tokens: int) -> None:
+    def _start(self, sequence: Sequence, hit_tokens: int, now: float) -> None:
         assert sequence.lease is not None
         self._policy.remove(sequence.ticket)
         sequence.slot = self._slots.pop()
@@ -358,7 +359,7 @@ class Scheduler:
         sequence.hit_tokens += hit_tokens
         sequence.account += sequence.lease.computed
         if not sequence.admitted:
-            sequence.admitted = True
+            sequence.admitted, sequence.started = True, now
             self._policy.charge(sequence.ticket, sequence.known - hit_tokens, 0)
         insort(self._running, sequence, key=RANK)
         if self._lead_tokens:
