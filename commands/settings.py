@@ -118,12 +118,7 @@ def resolution(args: argparse.Namespace) -> list[dict[str, Any]]:
         _, table = plan_model(open_source(config), platform, load_options(config), kernel_packs(platform.name), world)
     finally:
         platform.close()
-    return [
-        {
-            "op": one.spec.op, "spec": str(one.local), "kernel": one.name, "calls": one.calls, "passed": dict(one.passed),
-            "devices": "" if one.joining is None else f"{one.joining} over {world.size}",
-        } for one in table
-    ]
+    return table.rows()
 
 
 def _kernel(text: str) -> tuple[str, str]:

@@ -2,20 +2,22 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ..errors import EngineError, InferplaneError, RequestError
 from ..platforms.contract import Pending
 from .kv.salt import Salt
 from .kv.stats import KVStats
-from .output import Completion, RequestMetrics, RequestOutput
+from .output import Completion, RequestMetrics, RequestOutput, logprobs_of
+from .prompt_scores import PromptScores, Score, scores
 from .request import Key, Request, SamplingParams, expand
 from .runner import Runner
 from .scheduler.plan import StepPlan, Update
@@ -55,17 +57,28 @@ class _Entry:
     completions: tuple[Completion, ...]
     arrival: float
     first_token: float | None = None
+    scheduled: float | None = None
     kv: list[Any] = field(default_factory=list)
+    scores: PromptScores | None = None
 
     @property
     def finished(self) -> bool:
         return all(completion.finish_reason for completion in self.completions)
 
+    def end(self, update: Update) -> None:
+        """Of one of its sequences."""
+        if update.kv is not None:
+            self.kv.append(update.kv)
+        if update.started is not None:
+            self.scheduled = min(update.started, self.scheduled or update.started)
+
     def output(self, now: float) -> RequestOutput:
         finished = self.finished
-        metrics = RequestMetrics(self.arrival, self.first_token, now if finished else None, self.kv[0] if self.kv else None)
+        metrics = RequestMetrics(
+            self.arrival, self.first_token, now if finished else None, self.scheduled, self.kv[0] if self.kv else None)
         outputs = tuple(completion.output() for completion in self.completions)
-        return RequestOutput(self.requests[0].request_id, self.prompt, self.prompt_ids, outputs, finished, metrics)
+        judged = None if self.scores is None else self.scores.told
+        return RequestOutput(self.requests[0].request_id, self.prompt, self.prompt_ids, outputs, finished, metrics, judged)
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ class EngineStats:
     host_seconds: spent planning, packing and handing out, over `steps` steps of `step_tokens` tokens computed.
     busy_seconds: in which there were steps to compute.
     drawn_tokens: those that requests received. preemptions: sequences that lost their blocks and were computed again.
+    failed_in_a_row: steps that failed since the last one that did not.
     """
 
     running: int
@@ -85,6 +99,7 @@ class EngineStats:
     preemptions: int
     host_seconds: float
     busy_seconds: float
+    failed_in_a_row: int
     kv: KVStats
 
 
@@ -109,7 +124,7 @@ class Engine:
         self._changed = threading.Condition()
         self._closing = False
         self._broken: BaseException | None = None
-        self._steps = self._step_tokens = self._drawn_tokens = 0
+        self._steps = self._step_tokens = self._drawn_tokens = self._failed_in_a_row = 0
         self._host_seconds = self._busy_seconds = 0.0
         self._thread = threading.Thread(target=self._loop, name="inferplane-engine", daemon=True)
         self._thread.start()
@@ -159,12 +174,16 @@ class Engine:
         """Take a request; its id. Any thread."""
         arrival = time.monotonic()
         name = prompt.name
+        judged = prompt.params.prompt_logprobs is not None
+        if judged:  # tokens whose blocks were found would have no logits
+            salt = replace(salt or Salt(), tenant=secrets.token_hex(16))
         requests = expand(
             name, prompt.tokens, prompt.params, eos_ids=self.eos_ids, max_model_len=self.max_model_len,
             priority=priority, tenant=tenant, salt=salt, arrival=arrival, seed=next(self._seeds), guide=prompt.guide,
         )
         completions = tuple(Completion(request, self.tokenizer, self.eos_ids) for request in requests)
-        entry = _Entry(sink, stream, prompt.text, tuple(prompt.tokens.tolist()), requests, completions, arrival)
+        entry = _Entry(sink, stream, prompt.text, tuple(prompt.tokens.tolist()), requests, completions, arrival,
+                       scores=PromptScores(len(prompt.tokens)) if judged else None)
         self._post(lambda: self._add(name, entry))
         return name
 
@@ -255,7 +274,7 @@ class Engine:
         scheduler = self.scheduler.stats()
         return EngineStats(
             scheduler.running, scheduler.waiting, self._steps, self._step_tokens, self._drawn_tokens,
-            scheduler.preemptions, self._host_seconds, self._busy_seconds, self.scheduler.kv_stats(),
+            scheduler.preemptions, self._host_seconds, self._busy_seconds, self._failed_in_a_row, self.scheduler.kv_stats(),
         )
 
     def _submit(self, plan: StepPlan) -> Pending:
@@ -321,14 +340,23 @@ class Engine:
         except Exception as error:
             if self.runner.failure is not None:
                 raise self.runner.failure from error
+            self._failed_in_a_row += 1
             self._fail(plan, error)
             return
+        self._failed_in_a_row = 0
         started = time.perf_counter()
         places = {plan.rows[row].key: place for place, row in enumerate(plan.samples)}
         now = time.monotonic()
+        for place, score in enumerate(scores(plan), len(plan.samples)):
+            self._judge(score, sampled, place)
         for update in self.scheduler.update(plan, tokens, now):
             self._deliver(update, sampled, places.get(update.key, 0), now)
         self._host_seconds += time.perf_counter() - started
+
+    def _judge(self, score: Score, sampled: Any, place: int) -> None:
+        entry, asked = self._entries.get(score.request.request_id), score.request.params.prompt_logprobs
+        if entry is not None and entry.scores is not None and asked is not None:
+            entry.scores.put(score.position, logprobs_of(self.tokenizer, score.token, asked, sampled, place))
 
     def _deliver(self, update: Update, sampled: Any, place: int, now: float) -> None:
         entry = self._entries.get(update.request.request_id)
@@ -344,16 +372,16 @@ class Engine:
             completion.finish_reason = update.reason
         elif completion.push(update.token, update.reason, sampled, place) and update.reason is None:
             self._finish(entry, update.key, now)
-        if update.kv is not None:
-            entry.kv.append(update.kv)
+        if update.reason is not None:
+            entry.end(update)
         entry.first_token = entry.first_token if entry.first_token is not None or update.token is None else now
         self._tell(entry, now)
 
     def _finish(self, entry: _Entry, key: Key, now: float) -> None:
         """The engine saw a stop string, which the scheduler knows nothing of."""
         ended = self.scheduler.finish(key, "stop", now)
-        if ended is not None and ended.kv is not None:
-            entry.kv.append(ended.kv)
+        if ended is not None:
+            entry.end(ended)
 
     def _refuse(self, entry: _Entry, reason: str) -> None:
         """End a request with an error of its own."""

@@ -38,11 +38,12 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestMetrics:
-    """Seconds on the engine's clock, and where the prompt's blocks came from."""
+    """Seconds on the engine's clock, and where the prompt's blocks came from. scheduled: when its first step was planned; told last."""
 
     arrival: float
     first_token: float | None = None
     finished: float | None = None
+    scheduled: float | None = None
     kv: KVReport | None = None
 
 
@@ -56,6 +57,8 @@ class RequestOutput:
     outputs: tuple[CompletionOutput, ...]
     finished: bool
     metrics: RequestMetrics = field(repr=False, default=RequestMetrics(0.0))
+    prompt_logprobs: tuple[dict[int, Logprob] | None, ...] | None = None
+    """For each token of the prompt, as `CompletionOutput.logprobs`; None for the first."""
 
     def since(self, earlier: RequestOutput) -> RequestOutput:
         """The same, for somebody who has not seen `earlier` either: what that added is part of `delta`."""
@@ -64,6 +67,20 @@ class RequestOutput:
             for before, now in zip(earlier.outputs, self.outputs, strict=True)
         )
         return replace(self, outputs=outputs)
+
+
+def logprobs_of(tokenizer: Tokenizer | None, token: int, asked: int, sampled: Sampled, place: int) -> dict[int, Logprob]:
+    """The token drawn at `place` of a step, then the best of those that were asked for."""
+    def one(token: int, value: float, rank: int | None) -> Logprob:
+        return Logprob(value, rank, tokenizer.decode([token], skip_special_tokens=False) if tokenizer else "")
+
+    count = len(sampled.top_tokens[place]) if asked == -1 else asked
+    best, values = sampled.top_tokens[place][:count], sampled.top_logprobs[place][:count]
+    ranks = {int(one): rank for rank, one in enumerate(best, 1)}
+    entry = {token: one(token, float(sampled.logprob[place]), ranks.get(token))}
+    for other, value in zip(ranks, values, strict=True):
+        entry.setdefault(other, one(other, float(value), ranks[other]))
+    return entry
 
 
 class Completion:
@@ -111,18 +128,8 @@ class Completion:
 
     def _push_logprobs(self, token: int, sampled: Sampled, place: int) -> None:
         assert self.logprobs is not None and self.request.params.logprobs is not None
-        asked = self.request.params.logprobs
-        count = len(sampled.top_tokens[place]) if asked == -1 else asked
-        best, values = sampled.top_tokens[place][:count], sampled.top_logprobs[place][:count]
-        ranks = {int(one): rank for rank, one in enumerate(best, 1)}
-        entry = {token: self._logprob(token, float(sampled.logprob[place]), ranks.get(token))}
-        for one, value in zip(ranks, values, strict=True):
-            entry.setdefault(one, self._logprob(one, float(value), ranks[one]))
-        self.logprobs.append(entry)
+        self.logprobs.append(entry := logprobs_of(self.tokenizer, token, self.request.params.logprobs, sampled, place))
         self.cumulative += entry[token].logprob
-
-    def _logprob(self, token: int, value: float, rank: int | None) -> Logprob:
-        return Logprob(value, rank, self.tokenizer.decode([token], skip_special_tokens=False) if self.tokenizer else "")
 
     def held(self) -> int:
         """Characters at the end that may yet turn out to begin a stop string."""

@@ -81,6 +81,7 @@ class SamplingParams:
     """How the tokens of one request are drawn; names and defaults are vLLM's.
 
     max_tokens None: up to the context. top_k <= 0: off. temperature 0: greedy. logprobs -1: the whole vocabulary.
+    prompt_logprobs: the best of so many for each token of the prompt, which then shares no blocks with other requests.
     `stop` and `stop_token_ids` are kept as tuples, `logit_bias` as sorted pairs, so that parameters are hashable.
     Raises RequestError for any value that cannot be meant.
     """
@@ -102,6 +103,7 @@ class SamplingParams:
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputs | None = None
 
@@ -133,6 +135,8 @@ class SamplingParams:
                 raise _wrong(name, "True or False", getattr(self, name), "Pass a bool.")
         if self.logprobs is not None:
             put("logprobs", _integer("logprobs", self.logprobs, -1, None, "Use None for none, -1 for the whole vocabulary."))
+        if self.prompt_logprobs is not None:
+            put("prompt_logprobs", _integer("prompt_logprobs", self.prompt_logprobs, 0, None, "Use None for none."))
         if self.structured_outputs is not None:
             if not isinstance(self.structured_outputs, StructuredOutputs):
                 raise _wrong("structured_outputs", "a StructuredOutputs", self.structured_outputs, "Pass StructuredOutputs(json=...).")

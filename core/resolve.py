@@ -50,6 +50,15 @@ class Resolution:
     def __getitem__(self, spec: Spec) -> Choice:
         return self.choices[spec]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The table as plain data, for people and pages. Specs are in one device's sizes."""
+        return [
+            {
+                "op": one.spec.op, "spec": str(one.local), "kernel": one.name, "calls": one.calls, "passed": dict(one.passed),
+                "devices": "" if one.joining is None else f"{one.joining} over {self.mesh.size}",
+            } for one in self
+        ]
+
     def bind(self, collectives: Collectives | None = None) -> BoundOps:
         """collectives: where the mesh has several devices."""
         return BoundOps(self, collectives)

@@ -15,6 +15,7 @@ from .loader import Loaded
 from .localize import joined_blocks, local_blocks, split_blocks
 from .parallel.messages import Write
 from .parallel.peers import Peers
+from .prompt_scores import forced, scores
 from .request import Key
 from .scheduler.plan import RowPlan, StepPlan
 
@@ -40,14 +41,23 @@ class Runner:
         samples = [plan.rows[i] for i in plan.samples]
         changes = [edits(row, drawn) for row in samples]
         ends = np.cumsum([row.count for row in plan.rows])
+        masks = [mask(row, drawn) for row in samples]
+        wanted = max((self._logprobs(row.request.params.logprobs) for row in samples), default=-1)
+        places = [int(ends[i]) - 1 for i in plan.samples]
+        for one in scores(plan):
+            row, change = forced(plan.rows[0], one.token)
+            samples.append(row)
+            changes.append(change)
+            masks.append(None)
+            places.append(one.place)
+            wanted = max(wanted, self._logprobs(one.request.params.prompt_logprobs))
         return pack(
             plan.rows, self.loaded.model.states, self.platform.capabilities.buckets,
-            sample=[int(ends[i]) - 1 for i in plan.samples], sampled=samples, edits=changes,
-            masks=[mask(row, drawn) for row in samples], logprobs=max((self._logprobs(row) for row in samples), default=-1),
+            sample=places, sampled=samples, edits=changes, masks=masks, logprobs=wanted,
         )
 
     def submit(self, plan: StepPlan, drawn: Drawn) -> Pending:
-        """Starts the step; its result is a `Sampled` with one entry per `plan.samples`, padding behind them."""
+        """Starts the step; its result is a `Sampled` with one entry per `plan.samples`, then per `scores(plan)`, padding behind them."""
         packed = self.batch(plan, drawn)
         return self.start(packed) if self.peers is None else self.peers.start(packed, self.start)
 
@@ -92,9 +102,8 @@ class Runner:
             self.peers.close()
         self.platform.close()
 
-    def _logprobs(self, row: RowPlan) -> int:
-        """How many log-probabilities one row wants, as `BatchShape.logprobs` counts them."""
-        asked = row.request.params.logprobs
+    def _logprobs(self, asked: int | None) -> int:
+        """How many log-probabilities were asked for, as `BatchShape.logprobs` counts them."""
         if asked is None:
             return -1
         vocab = self.loaded.model.vocab_size

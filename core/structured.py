@@ -23,7 +23,7 @@ WHITESPACE = r" |\n[ \t]{0,24}"
 class StructuredOutputs:
     """What an answer must be, exactly one of these; names are vLLM's.
 
-    json: a JSON schema, as a mapping or its text; {} is any JSON. regex: Rust's syntax, for the whole answer.
+    json: a JSON schema, as a mapping or its text; {}, as True, is any JSON. regex: Rust's syntax, for the whole answer.
     choice: one of these strings. grammar: in Lark's syntax, from `start` on.
     Raises RequestError for what cannot be meant.
     """
@@ -51,9 +51,9 @@ def _schema(given: object) -> str:
     """A JSON schema as text that reads back."""
     try:
         parsed = json.loads(given) if isinstance(given, str) else given
-        if isinstance(parsed, (Mapping, bool)):
-            return json.dumps(parsed, allow_nan=False)
-        found = type(parsed).__name__
+        if isinstance(parsed, Mapping) or parsed is True:
+            return json.dumps({} if parsed is True else parsed, allow_nan=False)
+        found = "false, which allows no answer" if parsed is False else type(parsed).__name__
     except (ValueError, TypeError, RecursionError) as error:
         found = str(error)
     raise RequestError(f"json must be a JSON schema, an object or its text; found {found}. Pass for instance {{\"type\": \"object\"}}.")
@@ -107,7 +107,10 @@ class Grammars:
 
     def _compile(self, asked: StructuredOutputs) -> Guide:
         library, tokens = self._library, self._tokens
-        matcher = library.LLMatcher(tokens, _grammar(library.LLMatcher, asked), log_level=0)
+        try:
+            matcher = library.LLMatcher(tokens, _grammar(library.LLMatcher, asked), log_level=0)
+        except ValueError as error:
+            raise RequestError(f"the grammar cannot be used: {_first_line(str(error))}") from None
         if matcher.is_error():
             raise RequestError(f"the grammar cannot be used: {_first_line(matcher.get_error())}")
         ends = np.zeros(mask_words(self._vocab), np.int32)

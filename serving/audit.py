@@ -4,12 +4,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..core.output import RequestOutput
+from ..core.output import RequestMetrics, RequestOutput
 from ..errors import ConfigError
 
 LOG = logging.getLogger("inferplane.serving")
@@ -24,12 +24,15 @@ class Tally:
     completion_tokens: int = 0
     body: bytes = b""
     """Empty where prompts are not logged."""
+    times: list[RequestMetrics] = field(default_factory=list)
+    """One for each prompt."""
 
     def add(self, output: RequestOutput) -> int:
         """The tokens of this prompt and of its answers."""
         prompt, drawn = len(output.prompt_token_ids), sum(len(choice.token_ids) for choice in output.outputs)
         self.prompt_tokens += prompt
         self.completion_tokens += drawn
+        self.times.append(output.metrics)
         return prompt + drawn
 
 

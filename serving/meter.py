@@ -56,6 +56,12 @@ class Meter:
         self._metrics.prompt_sizes.observe(len(output.prompt_token_ids))
         self._metrics.choices.observe(self._params.n)
         self._metrics.limits.observe(self._params.max_tokens or 0)
+        self._metrics.longest.observe(longest)
         self._metrics.whole.observe(times.finished - times.arrival)
+        if times.scheduled is not None and times.first_token is not None:
+            self._metrics.queued.observe(times.scheduled - times.arrival)
+            self._metrics.prefill.observe(times.first_token - times.scheduled)
+            self._metrics.decode.observe(times.finished - times.first_token)
+            self._metrics.inference.observe(times.finished - times.scheduled)
         if times.first_token is not None and longest > 1:
             self._metrics.mean_between.observe((times.finished - times.first_token) / (longest - 1))

@@ -20,13 +20,15 @@ from .config import ServeConfig
 from .connection import Connection
 from .errors import Refused
 from .service import Service
-from .watch import fail_all, until_broken
+from .watch import fail_all, pulse, until_broken
 
 LOG = logging.getLogger("inferplane.serving")
 LEAVE_SECONDS = 2.0
 """For the last bytes to leave once no request is inside."""
 MOST_LEAVE_SECONDS = 8.0
 """After that the process ends, whatever still holds it."""
+LOG_SECONDS = 1.0
+"""For the last line."""
 BACKLOG = 2048
 
 
@@ -72,6 +74,7 @@ def run(app: Starlette, service: Service, bound: socket.socket, ready: Callable[
 def end_at_latest(seconds: float) -> None:
     """A step that hangs holds threads for which an orderly end would wait without end."""
     def end() -> None:
+        threading.Timer(LOG_SECONDS, os._exit, [1]).start()  # who reads the log may hang as well
         LOG.critical("the process did not end in time; it is ended now")
         sys.stderr.flush()
         os._exit(1)
@@ -96,6 +99,7 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._start(self._watch())
+        self._start(pulse(self.service.config.step_timeout_seconds + MOST_LEAVE_SECONDS))
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -11,7 +11,7 @@ from .conversation import NO_PARAMETERS
 from .errors import Refused
 from .protocol.chat import Tool
 from .service import Service
-from .turns.format import Format, Offer, calls_only, calls_or_json, calls_or_words, mark_of
+from .turns.format import Format, Offer, calls_only, calls_or_answer, calls_or_words, mark_of
 from .turns.reader import Reader, Thinking
 
 THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
@@ -24,20 +24,23 @@ TAIL_TOKENS = 8
 class Wanted:
     """What a request says of its turn, whichever API it came by.
 
-    choice: none, auto, required, or function: the one called `function`. parallel: several calls may come at once.
-    answer: the JSON schema of what it says where it calls nothing; None: anything.
+    choice: none, auto, required, or function: the one called `function`. allowed: only tools with these names; None: each.
+    parallel: several calls may come at once. answer: what it must say where it calls nothing; None: anything.
     """
 
     tools: Sequence[Tool] = ()
     choice: str = "auto"
     function: str | None = None
+    allowed: frozenset[str] | None = None
     parallel: bool = True
-    answer: Mapping[str, Any] | None = None
+    answer: StructuredOutputs | None = None
 
     @property
     def offered(self) -> Sequence[Tool]:
         """The tools that the model is told of."""
-        return () if self.choice == "none" else self.tools
+        if self.choice == "none":
+            return ()
+        return [tool for tool in self.tools if self.allowed is None or tool.function.name in self.allowed]
 
 
 @dataclass(frozen=True)
@@ -52,22 +55,25 @@ class Turn:
         return replace(params, structured_outputs=self.structured, skip_special_tokens=params.skip_special_tokens and not self.special)
 
 
-def choice_of(given: object, name: object) -> tuple[str, str | None]:
-    """`Wanted.choice` and `Wanted.function` of a request's tool_choice. name: what it names, where it is an object."""
-    if isinstance(given, Mapping):
-        return "function", name if given.get("type") == "function" and isinstance(name, str) else None
-    return str(given or "auto"), None
+def choice_of(given: str | Mapping[str, Any] | None, named: Callable[[Mapping[str, Any]], object]) -> dict[str, Any]:
+    """What `Wanted` has of a request's tool_choice. named: the function that an object of the API's names."""
+    if not isinstance(given, Mapping):
+        return {"choice": given or "auto"}
+    if given.get("type") == "allowed_tools":
+        return _allowed(given.get("allowed_tools", given), named)
+    name = named(given) if given.get("type") == "function" else None
+    return {"choice": "function", "function": name if isinstance(name, str) else None}
 
 
-def answer_of(kind: object, schema: object, param: str) -> Mapping[str, Any] | None:
-    """`Wanted.answer` of a response format. param: where a client wrote it."""
-    if kind in (None, "text"):
-        return None
-    if kind == "json_object":
-        return {"type": "object"}
-    if kind != "json_schema" or not isinstance(schema, Mapping):
-        raise Refused(400, f"{param} must be of type text, json_object, or json_schema with its schema", code="invalid_value", param=param)
-    return schema
+def _allowed(given: object, named: Callable[[Mapping[str, Any]], object]) -> dict[str, Any]:
+    """Chat completions have mode and tools within an object of their own, responses beside the type."""
+    mode = given.get("mode", "auto") if isinstance(given, Mapping) else None
+    tools = given.get("tools") if isinstance(given, Mapping) else None
+    names = [named(one) for one in tools if isinstance(one, Mapping)] if isinstance(tools, list) else []
+    if mode not in ("auto", "required") or not names or not all(isinstance(name, str) for name in names):
+        raise Refused(400, "tool_choice of type allowed_tools needs mode auto or required, and tools with the names of functions",
+                      code="invalid_value", param="tool_choice")
+    return {"choice": mode, "allowed": frozenset(names)}
 
 
 def turn_of(service: Service, wanted: Wanted, ids: Sequence[int]) -> Turn:
@@ -75,7 +81,7 @@ def turn_of(service: Service, wanted: Wanted, ids: Sequence[int]) -> Turn:
     demanded = _demanded(wanted)
     if not wanted.offered:
         if wanted.answer is not None:
-            return Turn(StructuredOutputs(json=wanted.answer))
+            return Turn(wanted.answer)
         return Turn(reader=_reader(service, None, ids))
     family = service.tool_format
     if family is None:
@@ -88,8 +94,9 @@ def turn_of(service: Service, wanted: Wanted, ids: Sequence[int]) -> Turn:
 
 
 def _grammar(service: Service, family: Format, wanted: Wanted, demanded: Sequence[Tool] | None) -> str | None:
-    """None: what the model writes is only read. `strict`, of any function, holds the calls of them all."""
-    if demanded is None and wanted.answer is None and not any(tool.function.strict for tool in wanted.offered):
+    """None: what the model writes is only read. `strict`, of any function, holds the calls of them all, and so do allowed tools."""
+    held = wanted.allowed is not None or any(tool.function.strict for tool in wanted.offered)
+    if demanded is None and wanted.answer is None and not held:
         return None
     offers = [Offer(tool.function.name, tool.function.parameters or NO_PARAMETERS) for tool in demanded or wanted.offered]
     several = wanted.parallel and wanted.choice != "function"
@@ -97,18 +104,22 @@ def _grammar(service: Service, family: Format, wanted: Wanted, demanded: Sequenc
     if demanded is not None:
         return calls_only(rules)
     if wanted.answer is not None:
-        return calls_or_json(rules, wanted.answer)
+        return calls_or_answer(rules, wanted.answer)
     return calls_or_words(family, rules, service.tokenizer, [mark for pair in THOUGHTS for mark in pair])
 
 
 def _demanded(wanted: Wanted) -> Sequence[Tool] | None:
     """The tools of which one must be called; None: the model decides."""
+    unknown = (wanted.allowed or frozenset()) - {tool.function.name for tool in wanted.tools}
+    if unknown:
+        raise Refused(400, f"tool_choice allows {min(unknown)[:80]!r}, which is none of the tools", code="invalid_value",
+                      param="tool_choice")
     if wanted.choice in ("none", "auto"):
         return None
     if not wanted.tools:
         raise Refused(400, "tool_choice needs tools", code="invalid_value", param="tool_choice")
     if wanted.choice == "required":
-        return wanted.tools
+        return wanted.offered
     found = [tool for tool in wanted.tools if tool.function.name == wanted.function]
     if not found:
         names = ", ".join(tool.function.name for tool in wanted.tools)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.output import CompletionOutput, Logprob, RequestOutput
 from ..core.tokenizer import Tokenizer
+from .turns.reader import Reader, Thinking
 
 LOWEST_LOGPROB = -9999.0
 """JSON has no minus infinity; OpenAI's own stand-in."""
@@ -18,15 +19,26 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{secrets.token_hex(16)}"
 
 
-def usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-    """Each prompt counts once, whatever its n; cached tokens are known once it has ended."""
+def usage(outputs: Sequence[RequestOutput], reasoning: int | None = None) -> dict[str, Any]:
+    """Each prompt counts once, whatever its n; cached tokens are known once it has ended. reasoning: tokens of thoughts; or None."""
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     drawn = sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
     cached = sum(output.metrics.kv.hit_tokens for output in outputs if output.metrics.kv)
     return {
         "prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn,
         "prompt_tokens_details": {"cached_tokens": cached},
+        **({} if reasoning is None else {"completion_tokens_details": {"reasoning_tokens": reasoning}}),
     }
+
+
+def reasoning_tokens(tokenizer: Tokenizer, reader: Reader | None, ids: Sequence[int]) -> int:
+    """Of an answer: those up to the mark that ended its thoughts, with it. Where that is no token of its own, about as many."""
+    if not isinstance(reader, Thinking) or not reader.thoughts:
+        return 0
+    end = tokenizer.added_id(reader.end)
+    if end is None:
+        return min(len(ids), len(tokenizer.encode(reader.thoughts, False)))
+    return ids.index(end) + 1 if end in ids else len(ids)
 
 
 class Told:
@@ -72,8 +84,31 @@ def completion_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry], top: int
         pairs = [*_best(entry, top), (drawn, entry[drawn])]
         best.append({_spelled(tokenizer, token, logprob): _finite(logprob) for token, logprob in pairs})
         offsets.append(offset)
-        offset += len(entry[drawn].decoded_token)
+        offset += characters(tokenizer, drawn)
     return {"tokens": tokens, "token_logprobs": values, "top_logprobs": best, "text_offset": offsets}
+
+
+def prompt_logprobs(
+    tokenizer: Tokenizer, ids: Sequence[int], entries: Sequence[Entry | None], top: int, text: str,
+) -> dict[str, Any]:
+    """The same of a prompt that is echoed as `text`, which may lack special tokens before it. Nothing is known of its first token."""
+    first, known = tokenizer.decode(ids[:1], skip_special_tokens=False), [entry for entry in entries[1:] if entry is not None]
+    told = completion_logprobs(tokenizer, known, top, characters(tokenizer, ids[0]) if text.startswith(first) else 0)
+    spelled = _spelled(tokenizer, ids[0], Logprob(0.0, None, first))
+    return {
+        "tokens": [spelled, *told["tokens"]], "token_logprobs": [None, *told["token_logprobs"]],
+        "top_logprobs": [None, *told["top_logprobs"]], "text_offset": [0, *(min(one, len(text)) for one in told["text_offset"])],
+    }
+
+
+def joined_logprobs(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """A prompt's and its answer's."""
+    return {name: [*values, *after[name]] for name, values in before.items()}
+
+
+def characters(tokenizer: Tokenizer, token: int) -> int:
+    """That begin in this token: of one that is cut into several tokens, only the first counts it."""
+    return sum(byte & 0xC0 != 0x80 for byte in tokenizer.token_bytes(token))
 
 
 def _best(entry: Entry, top: int) -> list[tuple[int, Logprob]]:

@@ -6,11 +6,10 @@ const ask = (content, more) =>
   client.chat.completions.create({ model: "tiny", temperature: 0, messages: [{ role: "user", content }], stream: true, ...more });
 
 let text = "";
-let chunks = 0;
-for await (const chunk of await ask("Repeat this: blue fox 42", {})) {
-  text += chunk.choices[0]?.delta?.content ?? "";
-  chunks += 1;
-}
+for await (const chunk of await ask("Repeat this: blue fox 42", {})) text += chunk.choices[0]?.delta?.content ?? "";
+
+let chunks = 0; // of an answer so long that a client which is slow for a while still gets it in pieces
+for await (const chunk of await ask("Once", { max_tokens: 1000, ignore_eos: true })) chunks += chunk.choices.length;
 
 const parameters = { type: "object", required: ["city"], properties: { city: { type: "string" } } };
 const tools = [{ type: "function", function: { name: "get_weather", description: "The weather.", parameters } }];

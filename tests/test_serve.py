@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from inferplane import AsyncEngine, SamplingParams
 
@@ -130,6 +131,7 @@ def test_the_client_completes_several_prompts_in_their_order(app: Any, serving: 
     pytest.param({"prompt": ["Once", [74, 78], "upon"], "n": 2}, id="several-prompts"),
     pytest.param({"prompt": "Once", "echo": True}, id="echo"),
     pytest.param({"prompt": ["Once", "upon"], "echo": True, "n": 2}, id="echo-of-several"),
+    pytest.param({"prompt": ["Once upon", [74, 78, 306]], "echo": True, "n": 2, "logprobs": 3}, id="echo-with-logprobs"),
     pytest.param({"prompt": "Once", "stop": ["e", "the"], "ignore_eos": True}, id="stop"),
     pytest.param({"prompt": "Once", "logprobs": 3}, id="logprobs"),
     pytest.param({"prompt": "Once", "return_token_ids": True}, id="token-ids"),
@@ -191,6 +193,29 @@ def test_logprobs_of_a_chat_name_the_drawn_token_and_the_best(app: Any) -> None:
     for one in content:
         assert bytes(one["bytes"]).decode() == one["token"]
         assert one["top_logprobs"][0]["logprob"] == one["logprob"] >= one["top_logprobs"][1]["logprob"]
+
+
+@pytest.mark.parametrize("as_ids", [False, True], ids=["text", "ids"])
+def test_an_echo_has_the_log_probabilities_of_its_prompt(app: Any, engine: AsyncEngine, as_ids: bool) -> None:
+    """As lm-eval-harness asks for them; the same prompts again, since what is cached has no logits."""
+    from inferplane.core.score import logits
+
+    texts = ["The code for amber is 7314. The code for amber is 7314", "h\u00e9llo \U0001f44b. " * 40]
+    ids = [app.post("/tokenize", {"prompt": text}).json()["tokens"] for text in texts]
+    body = {"prompt": ids if as_ids else texts, "echo": True, "logprobs": 2, "max_tokens": 1, "temperature": 0}
+    for _ in range(2):
+        choices = app.post("/v1/completions", body).json()["choices"]
+        for text, tokens, choice in zip(texts, ids, choices, strict=True):
+            found = choice["logprobs"]
+            assert choice["text"].startswith(text)
+            assert {len(values) for values in found.values()} == {len(tokens) + 1}
+            assert found["token_logprobs"][0] is None and found["top_logprobs"][0] is None
+            exact = logits(engine.started.loaded, tokens).astype("float64")
+            exact -= np.log(np.exp(exact).sum(-1, keepdims=True))
+            expected = [exact[place, token] for place, token in enumerate(tokens[1:])]
+            assert found["token_logprobs"][1:-1] == pytest.approx(expected, abs=1e-4)
+            assert [max(best.values()) for best in found["top_logprobs"][1:-1]] == pytest.approx(exact[:-1].max(-1), abs=1e-4)
+            assert found["text_offset"] == sorted(found["text_offset"]) and found["text_offset"][-1] == len(text)
 
 
 def test_bias_and_fewest_tokens_change_what_is_drawn(app: Any) -> None:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +16,8 @@ from typing import Any
 import pytest
 from inferplane import AsyncEngine
 from inferplane.serving.watch import fail_all, until_broken
+
+httpx2 = pytest.importorskip("httpx2")
 
 TEXT = "/v1/completions"
 
@@ -82,38 +86,112 @@ def test_a_closed_engine_is_neither_healthy_nor_ready(serving: ModuleType, engin
     serving.assert_error(app.post(TEXT, {"prompt": "Once"}), 500, "engine_error")
 
 
-HANGING = """
-import sys, threading, time
+SERVER = """
+import ctypes, sys, threading
+import numpy as np
 from inferplane import AsyncEngine
 from inferplane.serving.app import make_app
 from inferplane.serving.config import ServeConfig
 from inferplane.serving.server import bind, run, url
 from inferplane.serving.service import Service
 
+class Never:
+    def result(self):
+        threading.Event().wait()
+
 engine = AsyncEngine(platform="cpu", kv_cache_memory_gb=0.02)
+runner, broken = engine.engine.runner, False
+submit = runner.submit
+
+def step(plan, drawn):
+    global broken
+    if broken or any(len(row.request.prompt) > 500 for row in plan.rows):
+        SABOTAGE
+    return submit(plan, drawn)
+
+runner.submit = step
 service = Service.of(engine, ServeConfig(port=0, step_timeout_seconds=1))
 with bind(service.config) as bound:
-    def ready():
-        print(url(service.config, bound), flush=True)
-        threading.Timer(2, lambda: engine.engine._post(lambda: time.sleep(1000))).start()
-    code = run(make_app(service), service, bound, ready)
+    code = run(make_app(service), service, bound, lambda: print(url(service.config, bound), flush=True))
 engine.close()
 sys.exit(code)
 """
+"""A server whose steps do something else once a long prompt is among their rows."""
+LONG = {"prompt": [5] * 600, "max_tokens": 4}
+SHORT = {"prompt": "Once", "max_tokens": 4, "ignore_eos": True}
+LIMIT_SECONDS = 25.0
 
 
-def test_a_server_whose_engine_hangs_ends_by_itself(serving: ModuleType, tmp_path: Path) -> None:
-    import httpx2
-
-    process = subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+@contextlib.contextmanager
+def sabotaged(folder: Path, what: str) -> Iterator[tuple[Any, str]]:
+    """The process and its address."""
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-c", SERVER.replace("SABOTAGE", what)], stdout=subprocess.PIPE, stderr=log,
+                                   text=True, cwd=folder)
     try:
         assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        began = time.monotonic()
-        answer = httpx2.post(f"{url}{TEXT}", json={**serving.ENDLESS, "n": 100}, timeout=30)
-        serving.assert_error(answer, 500, "engine_stopped")
-        assert process.wait(20) == 1
-        assert time.monotonic() - began < 20
+        yield process, process.stdout.readline().strip()
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("what", ["threading.Event().wait()", "return Never()"], ids=["as-it-begins", "without-a-result"])
+def test_a_server_whose_step_hangs_tells_its_requests_and_ends(serving: ModuleType, tmp_path: Path, what: str) -> None:
+    async def main(url: str) -> None:
+        async with httpx2.AsyncClient(base_url=url, timeout=LIMIT_SECONDS) as http:
+            running = asyncio.create_task(http.post(TEXT, json=serving.ENDLESS))
+            stream = asyncio.create_task(http.post(TEXT, json={**serving.ENDLESS, "stream": True}))
+            await asyncio.sleep(0.2)
+            hangs = serving.assert_error(await http.post(TEXT, json=LONG), 500, "engine_stopped")
+            assert "took longer than 1 s" in hangs["message"]
+            serving.assert_error(await running, 500, "engine_stopped")
+            *_, error, last = serving.chunks((await stream).text)
+            assert '"code":"engine_stopped"' in error and last == "[DONE]"
+
+    with sabotaged(tmp_path, what) as (process, url):
+        began = time.monotonic()
+        serving.run(main(url))
+        assert process.wait(LIMIT_SECONDS) == 1
+        assert time.monotonic() - began < LIMIT_SECONDS
+
+
+def test_a_server_whose_step_never_gives_the_interpreter_back_ends(tmp_path: Path) -> None:
+    """No thread of Python runs any more, so that nothing can be answered."""
+    with sabotaged(tmp_path, "ctypes.PyDLL(None).sleep(1000)") as (process, url):
+        began = time.monotonic()
+        with pytest.raises(httpx2.TransportError):
+            httpx2.post(f"{url}{TEXT}", json=LONG, timeout=LIMIT_SECONDS)
+        assert process.wait(LIMIT_SECONDS) == 1
+        assert time.monotonic() - began < LIMIT_SECONDS
+    said = (tmp_path / "server.log").read_text()
+    assert "Timeout" in said and "in step" in said, "where each thread stood"
+
+
+def test_a_server_whose_device_runs_out_of_memory_tells_so_and_goes_on(serving: ModuleType, tmp_path: Path) -> None:
+    with sabotaged(tmp_path, "np.empty(1 << 60, np.uint8)") as (process, url), httpx2.Client(base_url=url, timeout=LIMIT_SECONDS) as http:
+        for _ in range(3):
+            error = serving.assert_error(http.post(TEXT, json=LONG), 500, "engine_error")
+            assert "MemoryError" in error["message"] and "Unable to allocate" in error["message"]
+            together = {**SHORT, "prompt": [SHORT["prompt"], LONG["prompt"]], "stream": True}
+            assert "Unable to allocate" in http.post(TEXT, json=together).text
+            assert http.post(TEXT, json=SHORT).json()["usage"]["completion_tokens"] == 4
+        assert http.get("/ready").status_code == 200
+        assert re.findall(r'inferplane:kv_blocks\{group="\d+",model_name="tiny",state="held"\} (\S+)', http.get("/metrics").text) == ["0.0"]
+        process.terminate()
+        assert process.wait(LIMIT_SECONDS) == 0
+
+
+def test_a_server_whose_device_fails_in_each_step_ends(serving: ModuleType, tmp_path: Path) -> None:
+    with sabotaged(tmp_path, "broken = True; raise RuntimeError('device lost')") as (process, url):
+        began, codes = time.monotonic(), []
+        with httpx2.Client(base_url=url, timeout=LIMIT_SECONDS) as http, contextlib.suppress(httpx2.TransportError):
+            http.post(TEXT, json=LONG)
+            while time.monotonic() - began < LIMIT_SECONDS:
+                answer = http.post(TEXT, json=SHORT)
+                assert answer.status_code in (500, 503), answer.text
+                codes.append(answer.json()["error"]["code"])
+        assert process.wait(LIMIT_SECONDS) == 1
+        assert codes.count("engine_error") > 1 and set(codes) <= {"engine_error", "engine_stopped"}
+        assert time.monotonic() - began < LIMIT_SECONDS
+    assert "steps of the engine failed" in (tmp_path / "server.log").read_text()

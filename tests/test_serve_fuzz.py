@@ -29,6 +29,11 @@ VALID: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", CHAT), ("/v1/chat/completions", {**CHAT, "stream": True}),
     ("/v1/completions", {**DRAW, "prompt": ["Once", [74, 78]], "logprobs": 2}),
     ("/v1/completions", {**DRAW, "prompt": "Once", "stream": True, "echo": True}),
+    ("/v1/completions", {**DRAW, "prompt": ["Once", [74, 78]], "echo": True, "logprobs": 1}),
+    ("/v1/chat/completions", {**DRAW, "messages": [{"role": "user", "content": "Hello"}], "structured_outputs": {"regex": "[ab/]{2}"},
+                              "tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {
+                                  "mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}}}),
+    ("/v1/completions", {**DRAW, "prompt": "Once", "response_format": {"type": "grammar", "grammar": 'start: "a" | /b+/'}}),
     ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hello"}]}], "instructions": "Be brief.",
                        "max_output_tokens": 4, "stream": True, "temperature": 0.5, "metadata": {"a": "b"}}),
     ("/v1/responses", {"input": [

@@ -196,6 +196,8 @@ METRICS = """
 vllm:num_requests_running vllm:num_requests_waiting vllm:kv_cache_usage_perc vllm:gpu_cache_usage_perc vllm:prompt_tokens_total
 vllm:generation_tokens_total vllm:time_to_first_token_seconds_count vllm:time_per_output_token_seconds_count
 vllm:inter_token_latency_seconds_count vllm:e2e_request_latency_seconds_count vllm:request_success_total vllm:num_preemptions_total
+vllm:request_queue_time_seconds_count vllm:request_prefill_time_seconds_count vllm:request_decode_time_seconds_count
+vllm:request_inference_time_seconds_count vllm:request_max_num_generation_tokens_count
 vllm:prefix_cache_queries_total vllm:prefix_cache_hits_total vllm:cache_config_info inferplane:steps_total inferplane:kv_blocks
 inferplane:kv_computed_blocks_total inferplane:engine_answers
 """.split()
@@ -217,6 +219,8 @@ def test_metrics_have_vllm_s_names_and_count(serving: ModuleType, engine: AsyncE
     assert values["vllm:generation_tokens_total"] - drawn == 24
     assert 0 < values["vllm:inter_token_latency_seconds_count"] == values["vllm:time_per_output_token_seconds_count"] <= 10
     assert values["vllm:e2e_request_latency_seconds_count"] == values["vllm:time_to_first_token_seconds_count"] == 2
+    phases = [values[f"vllm:request_{name}_time_seconds_sum"] for name in ("queue", "prefill", "decode")]
+    assert min(phases) > 0 and sum(phases) == pytest.approx(values["vllm:e2e_request_latency_seconds_sum"])
     ended = {sample.labels["finished_reason"]: sample.value for sample in samples if sample.name == "vllm:request_success_total"}
     assert ended == {"stop": 0, "length": 4, "abort": 0}
     refused = {sample.labels["code"]: sample.value for sample in samples if sample.name == "inferplane:refusals_total"}

@@ -5,6 +5,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -128,9 +129,16 @@ def test_a_collector_gets_a_span_for_each_request(serving: ModuleType, engine: A
         server.shutdown()
     spans = [span for data in posted for resource in service.ExportTraceServiceRequest.FromString(data).resource_spans
              for scope in resource.scope_spans for span in scope.spans]
+    phases, spans = [span for span in spans if span.name in ("queue", "prefill", "decode")], [
+        span for span in spans if span.name.startswith("POST")]
     told = [{one.key: one.value.int_value or one.value.string_value for one in span.attributes} for span in spans]
     assert [one["http.response.status_code"] for one in told] == [200, 400], "and none for a probe"
     assert told[0]["gen_ai.usage.output_tokens"] == answer["usage"]["completion_tokens"]
     assert (spans[0].trace_id.hex(), spans[0].parent_span_id.hex(), spans[0].name) == (trace, parent, "POST /v1/completions")
     assert spans[0].end_time_unix_nano > spans[0].start_time_unix_nano
+    assert [span.name for span in phases] == ["queue", "prefill", "decode"], "and none for what never reached the engine"
+    assert {span.parent_span_id for span in phases} == {spans[0].span_id} and {span.trace_id.hex() for span in phases} == {trace}
+    edges = [spans[0].start_time_unix_nano, *(edge for one in phases for edge in (one.start_time_unix_nano, one.end_time_unix_nano)),
+             spans[0].end_time_unix_nano]
+    assert all(later - earlier > -2e6 for earlier, later in pairwise(edges)), "in milliseconds, one after the other"
     assert all(b"midnight" not in data for data in posted), "no prompt leaves"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import openai
 import pytest
 from inferplane import AsyncEngine
 from inferplane.serving.routes.response_output import Output
@@ -148,3 +149,21 @@ def test_thoughts_words_and_calls_are_items_in_their_order() -> None:
     added = [event.data["output_index"] for event in events if event.name == "response.output_item.added"]
     done = [event.data["item"] for event in events if event.name == "response.output_item.done"]
     assert added == [0, 1, 2, 3] and done == told
+
+
+def test_only_allowed_tools_are_called(app: Any, serving: ModuleType) -> None:
+    def calls(mode: str) -> set[str]:
+        choice = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "clock"}]}
+        answers = [asked(app, serving, tools=[WEATHER, CLOCK], tool_choice=choice, temperature=1, max_output_tokens=100, extra_body={
+            "seed": seed}) for seed in range(4)]
+        return {item.name for answer in answers for item in answer.output if item.type == "function_call"}
+
+    assert calls("required") == {"clock"}
+    assert calls("auto") <= {"clock"}
+
+
+def test_an_answer_follows_a_regular_expression(app: Any, serving: ModuleType) -> None:
+    text: Any = {"format": {"type": "regex", "regex": "(red|blue) fox"}}
+    assert asked(app, serving, tools=[], text=text, temperature=1).output_text in ("red fox", "blue fox")
+    with pytest.raises(openai.BadRequestError, match="text.format must be of type"):
+        asked(app, serving, text={"format": {"type": "regex"}})

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from inferplane import AsyncEngine
 from inferplane.errors import ConfigError
+from inferplane.serving import turn
 from inferplane.serving.config import ServeConfig
 from inferplane.serving.service import Service
 
@@ -85,10 +87,10 @@ def test_a_streamed_call_is_the_whole_one_in_pieces(app: Any, serving: ModuleTyp
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "clock"}}], ids=["required", "named"])
 def test_a_demanded_call_is_valid_in_every_draw(app: Any, serving: ModuleType, choice: Any) -> None:
-    answers = [asked(app, serving, temperature=1, n=20, seed=seed, tool_choice=choice, max_tokens=300, parallel_tool_calls=False)
-               for seed in range(2)]
+    answers = [asked(app, serving, temperature=1, n=50, seed=seed, tool_choice=choice, max_tokens=300, parallel_tool_calls=False)
+               for seed in range(10)]
     ended = [one for answer in answers for one in answer.choices if one.finish_reason != "length"]
-    assert len(ended) > 30
+    assert len(ended) > 450, "of 500"
     for one in ended:
         assert one.finish_reason == "tool_calls" and one.message.content is None
         [call] = one.message.tool_calls
@@ -115,6 +117,72 @@ ROME: Any = {"type": "function", "function": {**WEATHER["function"], "parameters
 STRICT: Any = {"type": "function", "function": {**ROME["function"], "strict": True}}
 OK = {"type": "object", "required": ["ok"], "properties": {"ok": {"type": "boolean"}}, "additionalProperties": False}
 FOX = [{"role": "user", "content": "Repeat this: blue fox 42"}]
+
+
+def allowing(mode: str, *names: str) -> Any:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_only_allowed_tools_are_called(app: Any, serving: ModuleType) -> None:
+    [free] = asked(app, serving, temperature=0, tool_choice=allowing("auto", "clock", "get_weather")).choices
+    assert free.message.tool_calls[0].function.name == "get_weather"
+    answer = asked(app, serving, temperature=1, n=20, seed=1, tool_choice=allowing("required", "clock"), max_tokens=300)
+    calls = [call for one in answer.choices if one.finish_reason == "tool_calls" for call in one.message.tool_calls]
+    assert len(calls) > 10 and {call.function.name for call in calls} == {"clock"}
+    answer = asked(app, serving, temperature=1, n=20, seed=1, tool_choice=allowing("auto", "clock"), max_tokens=60)
+    assert "get_weather" not in {call.function.name for one in answer.choices for call in one.message.tool_calls or ()}
+
+
+@pytest.mark.parametrize("choice", [
+    allowing("auto"), allowing("always", "clock"), allowing("auto", "no"), {"type": "allowed_tools"},
+    {"type": "allowed_tools", "tools": [1]},
+], ids=["none", "mode", "unknown", "bare", "no-objects"])
+def test_allowed_tools_that_cannot_be_meant_are_refused(app: Any, serving: ModuleType, choice: Any) -> None:
+    refused = app.post("/v1/chat/completions", {**ASKED, "tool_choice": choice})
+    assert serving.assert_error(refused, 400, "invalid_value")["param"] == "tool_choice"
+
+
+PLATE = r"[A-Z]{2}-\d{3}/[ab]"
+LIST = 'start: "[" NUMBER ("," NUMBER){2} "]"\nNUMBER: /[1-9][0-9]{0,2}/'
+
+
+@pytest.mark.parametrize(("body", "pattern"), [
+    ({"response_format": {"type": "regex", "regex": PLATE}}, PLATE),
+    ({"response_format": {"type": "grammar", "grammar": LIST}}, r"\[\d+,\d+,\d+\]"),
+    ({"structured_outputs": {"regex": PLATE}}, PLATE),
+    ({"structured_outputs": {"choice": ["yes", "no/perhaps"]}}, "yes|no/perhaps"),
+    ({"structured_outputs": {"grammar": LIST}}, r"\[\d+,\d+,\d+\]"),
+    ({"structured_outputs": {"json": {"const": 7}}}, "7"),
+], ids=["regex", "grammar", "vllm-regex", "choice", "vllm-grammar", "vllm-json"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_an_answer_follows_a_regular_expression_or_a_grammar(app: Any, path: str, body: Any, pattern: str) -> None:
+    asked = {"messages": FOX} if "chat" in path else {"prompt": "Once"}
+    answer = app.post(path, {**asked, **body, "temperature": 1.2, "n": 8, "seed": 1, "max_tokens": 30}).json()
+    said = [one["message"]["content"] if "chat" in path else one["text"] for one in answer["choices"]]
+    assert {one["finish_reason"] for one in answer["choices"]} == {"stop"}
+    assert all(re.fullmatch(pattern, one) for one in said), said
+
+
+def test_beside_tools_an_answer_follows_a_regular_expression_or_is_a_call(app: Any, serving: ModuleType) -> None:
+    body = {"tools": [ROME], "extra_body": {"structured_outputs": {"regex": PLATE}}}
+    [called] = asked(app, serving, temperature=0, **body).choices
+    assert called.message.tool_calls and called.message.content is None
+    answer = asked(app, serving, temperature=1.5, n=16, seed=1, messages=FOX, max_tokens=120, **body)
+    said = [one.message.content for one in answer.choices if one.finish_reason == "stop"]
+    assert said and all(re.fullmatch(PLATE, one) for one in said)
+    grammar = {**ASKED, "response_format": {"type": "grammar", "grammar": LIST}}
+    assert "tool_choice none" in serving.assert_error(app.post("/v1/chat/completions", grammar), 400)["message"]
+
+
+@pytest.mark.parametrize("body", [
+    {"response_format": {"type": "regex"}}, {"response_format": {"type": "regex", "regex": "("}},
+    {"response_format": {"type": "grammar", "grammar": "start: nothing"}}, {"structured_outputs": {}},
+    {"structured_outputs": {"regex": "a", "choice": ["a"]}}, {"structured_outputs": {"choice": []}}, {"structured_outputs": {"ebnf": "a"}},
+    {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+], ids=["no-regex", "broken-regex", "broken-grammar", "nothing", "two", "no-choice", "unknown", "both"])
+def test_an_answer_that_cannot_be_meant_is_refused(app: Any, serving: ModuleType, body: Any) -> None:
+    serving.assert_error(app.post("/v1/chat/completions", {"messages": FOX, **body}), 400)
 
 
 def test_a_strict_function_is_called_as_its_schema_says_or_not_at_all(app: Any, serving: ModuleType) -> None:
@@ -149,6 +217,28 @@ def test_log_probabilities_and_tokens_of_a_call_are_told_once(app: Any, serving:
     chunks = told(app, serving, temperature=0, tools=[WEATHER], logprobs=True, extra_body={"return_token_ids": True})
     drawn = sum(len(chunk.choices[0].logprobs.content) for chunk in chunks if chunk.choices[0].logprobs)
     assert drawn == sum(len(chunk.choices[0].model_extra.get("token_ids", ())) for chunk in chunks) > 10
+
+
+@pytest.mark.parametrize(("marks", "tokens"), [(("<tool_call>", "</tool_call>"), None), (("blue", "42"), (2, 6))], ids=["tokens", "text"])
+def test_tokens_of_thoughts_are_counted(app: Any, serving: ModuleType, monkeypatch: pytest.MonkeyPatch, marks: Any, tokens: Any) -> None:
+    """The embedded model does not think, so that something else that it writes counts as its thoughts."""
+    monkeypatch.setattr(turn, "THOUGHTS", (marks,))
+    monkeypatch.setitem(app.service.__dict__, "templates", (*app.service.templates, " ".join(marks)))
+    body = {"tools": [WEATHER]} if tokens is None else {"tools": [], "messages": FOX}
+    answer = asked(app, serving, temperature=0, extra_body={"return_token_ids": True}, **body)
+    drawn = answer.choices[0].model_extra["token_ids"]
+    if tokens is None:
+        end = drawn.index(app.service.tokenizer.added_id(marks[1])) + 1
+        tokens = (end, end)
+    thought = answer.usage.completion_tokens_details.reasoning_tokens
+    assert answer.choices[0].message.reasoning_content and tokens[0] <= thought <= tokens[1] < len(drawn)
+    *_, last = told(app, serving, temperature=0, stream_options={"include_usage": True}, **body)
+    assert last.usage.completion_tokens_details.reasoning_tokens == thought
+    items = [{"type": "function", **WEATHER["function"]}] if body["tools"] else []
+    response = app.post("/v1/responses", {"input": ASKED["messages"][0]["content"] if items else FOX[0]["content"], "tools": items,
+                                          "temperature": 0}).json()
+    assert response["output"][0]["type"] == "reasoning"
+    assert response["usage"]["output_tokens_details"]["reasoning_tokens"] == thought
 
 
 def test_an_unknown_format_of_calls_is_told_at_the_start(engine: AsyncEngine) -> None:

@@ -52,7 +52,7 @@ class RowPlan(NamedTuple):
 class StepPlan:
     """What one step computes. Plans must be submitted in the order of `number`, and none left out.
 
-    rows: decodes first, then prefills. samples: indices into rows of those that draw a token.
+    rows: decodes first, then prefills. samples: indices into rows of those that draw a token. scored: of those whose prompt is judged.
     preempted: sequences that lost their blocks to this plan; they wait again and go on exactly.
     """
 
@@ -62,13 +62,14 @@ class StepPlan:
     samples: tuple[int, ...]
     token_count: int
     preempted: tuple[Key, ...] = ()
+    scored: tuple[int, ...] = ()
 
 
 class Update(NamedTuple):
     """What a step, an abort or a finish gave one sequence.
 
     index: the token's place among the drawn ones, from 0. reason: why it ended, or None.
-    kv: where its blocks came from; given when it ends.
+    kv: where its blocks came from, and started: seconds, when its first step was planned; given when it ends.
     """
 
     request: Request
@@ -76,6 +77,7 @@ class Update(NamedTuple):
     index: int  # type: ignore[assignment]
     reason: FinishReason | None = None
     kv: KVReport | None = None
+    started: float | None = None
 
     @property
     def key(self) -> Key:

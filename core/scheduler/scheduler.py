@@ -25,6 +25,8 @@ from .stats import SchedulerStats
 
 MOST_PLANS_UNDER_WAY = 2
 MOST_PARKED_PER_PLAN = 64
+MOST_SCORED_PER_PLAN = 256
+"""Tokens of prompts whose log-probabilities are wanted: each has a row of logits, as wide as the vocabulary."""
 RANK = attrgetter("rank")
 UNKNOWN = np.zeros(1, np.int32)
 UNKNOWN.setflags(write=False)
@@ -33,13 +35,15 @@ UNKNOWN.setflags(write=False)
 class Draft:
     """A plan in the making. short: a running sequence found no block, so nobody new is let in."""
 
-    __slots__ = ("budget", "number", "preempted", "rows", "samples", "sequences", "short", "written")
+    __slots__ = ("budget", "now", "number", "preempted", "rows", "samples", "score_budget", "scored", "sequences", "short", "written")
 
-    def __init__(self, number: int, budget: int) -> None:
-        self.number, self.budget, self.short = number, budget, False
+    def __init__(self, number: int, now: float, budget: int) -> None:
+        self.number, self.now, self.budget, self.short = number, now, budget, False
         self.rows: list[RowPlan] = []
         self.sequences: list[Sequence | None] = []
         self.samples: list[int] = []
+        self.scored: list[int] = []
+        self.score_budget = MOST_SCORED_PER_PLAN
         self.written: list[Sequence] = []
         self.preempted: list[Key] = []
 
@@ -157,7 +161,8 @@ class Scheduler:
         del samples[request.sample_index]
         if not samples:
             del self._sequences[request.request_id]
-        return Update(request, token, sequence.known - sequence.prompt_tokens - (token is not None), reason, sequence.report)
+        return Update(request, token, sequence.known - sequence.prompt_tokens - (token is not None), reason, sequence.report,
+                      sequence.started)
 
     def _stop(self, sequence: Sequence) -> None:
         """Its blocks and its slot are free; who followed it looks for another leader."""
@@ -181,7 +186,7 @@ class Scheduler:
         """The next step, or None if nothing can be computed before an update or a new request."""
         if len(self._flight) >= MOST_PLANS_UNDER_WAY:
             raise EngineError(f"{len(self._flight)} plans are under way already. Call update with the first one's tokens first.")
-        draft = Draft(self._number + 1, self._config.max_num_batched_tokens)
+        draft = Draft(self._number + 1, now, self._config.max_num_batched_tokens)
         self._memory.begin(draft.number, now)
         prefills = self._decode(draft)
         self._prefill(draft, prefills)
@@ -193,7 +198,7 @@ class Scheduler:
             self._commit(sequence)
         self._number = draft.number
         plan = StepPlan(draft.number, now, tuple(draft.rows), tuple(draft.samples),
-                        self._config.max_num_batched_tokens - draft.budget, tuple(draft.preempted))
+                        self._config.max_num_batched_tokens - draft.budget, tuple(draft.preempted), tuple(draft.scored))
         self._flight.append((plan, draft.sequences))
         return plan
 
@@ -234,15 +239,20 @@ class Scheduler:
                 return
             if sequence.lease is None:
                 continue
-            count = self._chunk(sequence.known - sequence.computed, draft)
+            count = self._chunk(sequence, sequence.computed, draft)
+            if not count:
+                continue
             reached = self._cover(sequence, sequence.computed + count, draft)
             if reached > sequence.computed:
                 self._row(draft, sequence, reached - sequence.computed, fresh=False)
             else:
                 draft.short = True
 
-    def _chunk(self, left: int, draft: Draft) -> int:
-        return min(left, draft.budget, self._config.long_prefill_tokens or left)
+    def _chunk(self, sequence: Sequence, start: int, draft: Draft) -> int:
+        """Tokens from `start` on; 0: not in this plan."""
+        left = sequence.known - start
+        most = draft.score_budget if sequence.scored and start < sequence.prompt_tokens - 1 else left
+        return min(left, draft.budget, self._config.long_prefill_tokens or left, most)
 
     def _row(self, draft: Draft, sequence: Sequence, count: int, *, fresh: bool) -> None:
         """A row of known tokens."""
@@ -253,6 +263,9 @@ class Scheduler:
         if sample:
             draft.samples.append(len(draft.rows))
             sequence.pending += 1
+        if sequence.scored and start < sequence.prompt_tokens - 1:
+            draft.scored.append(len(draft.rows))
+            draft.score_budget -= count
         draft.rows.append(RowPlan(sequence.request, sequence.slot, start, count, sequence.tokens[start:length], False, sample,
                                   sequence.lease.tables, fresh))
         draft.sequences.append(sequence)
@@ -312,14 +325,16 @@ class Scheduler:
             if self._follows(sequence, hit.tokens):
                 parked += 1
                 continue
-            count = self._chunk(sequence.known - hit.tokens, draft)
+            count = self._chunk(sequence, hit.tokens, draft)
+            if not count:
+                return
             by, alone = ticket.request.request_id, not self._running
             lease = self._memory.admit(hit, sequence.chain, tokens, hit.tokens + count, by, alone)
             if lease is None:
                 self._refused = (ticket.serial, self._memory.releases)
                 return
             sequence.lease = lease
-            self._start(sequence, hit.tokens)
+            self._start(sequence, hit.tokens, draft.now)
             self._row(draft, sequence, min(count, lease.room - hit.tokens), fresh=True)
 
     def _follows(self, sequence: Sequence, hit_tokens: int) -> bool:
@@ -336,7 +351,7 @@ class Scheduler:
         self._following += 1
         return True
 
-    def _start(self, sequence: Sequence, hit_tokens: int) -> None:
+    def _start(self, sequence: Sequence, hit_tokens: int, now: float) -> None:
         assert sequence.lease is not None
         self._policy.remove(sequence.ticket)
         sequence.slot = self._slots.pop()
@@ -344,7 +359,7 @@ class Scheduler:
         sequence.hit_tokens += hit_tokens
         sequence.account += sequence.lease.computed
         if not sequence.admitted:
-            sequence.admitted = True
+            sequence.admitted, sequence.started = True, now
             self._policy.charge(sequence.ticket, sequence.known - hit_tokens, 0)
         insort(self._running, sequence, key=RANK)
         if self._lead_tokens:

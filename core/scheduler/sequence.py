@@ -14,12 +14,13 @@ class Sequence:
 
     computed: tokens whose computation was planned. pending: draws under way. limit: the most tokens it may reach.
     slot 0 and lease None: it waits. following: for another's blocks. step: the last plan with a row of it.
+    started: seconds, when its first row was planned; None: not yet.
     """
 
     __slots__ = (
         "_buffer", "account", "admitted", "chain", "computed", "ended", "following", "hit_tokens", "known", "lease", "limit",
-        "min_tokens", "needs_host", "pending", "prompt_tokens", "rank", "request", "slot", "step", "stop_ids", "ticket",
-        "tokens",
+        "min_tokens", "needs_host", "pending", "prompt_tokens", "rank", "request", "scored", "slot", "started", "step", "stop_ids",
+        "ticket", "tokens",
     )
 
     def __init__(self, ticket: Ticket, rank: tuple[int, ...], chain: Chain) -> None:
@@ -31,8 +32,10 @@ class Sequence:
         self.min_tokens = self.prompt_tokens + request.params.min_tokens
         self.stop_ids = request.stop_ids
         self.needs_host = request.params.needs_host
+        self.scored = request.params.prompt_logprobs is not None
         self.computed = self.pending = self.slot = self.step = self.hit_tokens = 0
         self.lease: Lease | None = None
+        self.started: float | None = None
         self.admitted = self.following = self.ended = False
         self.account: tuple[Computed, ...] = ()
 

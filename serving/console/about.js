@@ -53,9 +53,10 @@ function choice(row) {
   const made = element("div", { class: "choice" },
     element("p", { class: "took" }, element("b", {}, row.kernel), element("span", { class: "dim" }, calls)),
     element("p", { class: "spec code" }, row.spec));
-  if (row.passed.length) {
-    made.append(element("details", {}, element("summary", {}, `${row.passed.length} passed over`),
-      element("ul", {}, ...row.passed.map((one) => element("li", {}, element("b", {}, one.kernel), `: ${one.why}`)))));
+  const passed = Object.entries(row.passed);
+  if (passed.length) {
+    made.append(element("details", {}, element("summary", {}, `${passed.length} passed over`),
+      element("ul", {}, ...passed.map(([kernel, why]) => element("li", {}, element("b", {}, kernel), `: ${why}`)))));
   }
   return made;
 }

@@ -1,7 +1,7 @@
 """What all forms share: strict JSON, and the settings of a draw by OpenAI's names with vLLM's beside them."""
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -14,12 +14,16 @@ MAX_CHOICES = 128
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
+MAX_CHOICE_TEXTS = 1024
+"""Of which an answer must be one."""
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 """OpenAI's limits."""
+Temperature = Annotated[float, Field(ge=0, le=1000)]
+"""Beyond it nothing changes but the rounding."""
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
@@ -63,11 +67,36 @@ class Asked(Form):
         return 1
 
 
+class NamedSchema(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    name: str | None = None
+    definition: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """What the answer must be. Regular expressions (Rust's syntax) and grammars (Lark's) are beyond OpenAI's."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
+    json_schema: NamedSchema | None = None
+    regex: str | None = None
+    grammar: str | None = None
+
+
+class Structured(Form):
+    """The same by vLLM's names: exactly one of them."""
+
+    definition: dict[str, Any] | str | bool | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICE_TEXTS)] | None = None
+    grammar: str | None = None
+
+
 class Generation(Asked):
     """What chat and plain completions have in common. None: the model's own recommendation, then OpenAI's default."""
 
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
+    temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -76,6 +105,7 @@ class Generation(Asked):
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
 
     # Beyond OpenAI's, by vLLM's names.
     top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID)] | None = None
@@ -87,6 +117,7 @@ class Generation(Asked):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    structured_outputs: Structured | None = None
     priority: Annotated[int, Field(ge=-2**31, lt=2**31)] = 0
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     expect_return_seconds: Annotated[float, Field(ge=0)] | None = None

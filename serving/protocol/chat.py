@@ -54,18 +54,6 @@ class Tool(BaseModel):
     function: FunctionTool
 
 
-class NamedSchema(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-    name: str | None = None
-    definition: dict[str, Any] | None = Field(default=None, alias="schema")
-
-
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: NamedSchema | None = None
-
-
 class ChatForm(Generation):
     """What a client sends; see OpenAI's reference for the names."""
 
@@ -77,7 +65,6 @@ class ChatForm(Generation):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
     modalities: list[str] | None = None

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.output import CompletionOutput, RequestOutput
@@ -10,12 +10,13 @@ from ..answering import Ask, Reply
 from ..conversation import prompt_ids
 from ..errors import Refused
 from ..protocol.chat import ChatForm
+from ..response_format import answer_of_form
 from ..sampling import sampling
 from ..service import Service
 from ..stream import Event
-from ..turn import Wanted, answer_of, choice_of, turn_of
+from ..turn import Wanted, choice_of, turn_of
 from ..turns.reader import Arguments, Call, Piece, Thought, Words
-from ..wording import Told, chat_logprobs, new_id, usage
+from ..wording import Told, chat_logprobs, new_id, reasoning_tokens, usage
 
 
 class ChatReply(Reply):
@@ -65,14 +66,18 @@ class ChatReply(Reply):
     def ended(self) -> Sequence[Event]:
         if not self.form.usage_wanted or self.latest is None:
             return ()
-        return (Event({**self.head, "object": "chat.completion.chunk", "choices": [], "usage": usage([self.latest])}),)
+        return (Event({**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage(self.latest)}),)
 
     def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         choices = []
         for choice in outputs[0].outputs:
             pieces = self._read(choice, choice.text)
             choices.append({**self._choice(choice, 0), "message": _message(pieces)})
-        return {**self.head, "object": "chat.completion", "choices": choices, "usage": usage(outputs)}
+        return {**self.head, "object": "chat.completion", "choices": choices, "usage": self._usage(outputs[0])}
+
+    def _usage(self, output: RequestOutput) -> dict[str, Any]:
+        thought = [reasoning_tokens(self.tokenizer, self.readers[choice.index], choice.token_ids) for choice in output.outputs]
+        return usage([output], sum(thought))
 
     def _choice(self, choice: CompletionOutput, told: int) -> dict[str, Any]:
         entries, reader = (choice.logprobs or ())[told:], self.readers[choice.index]
@@ -88,7 +93,7 @@ class ChatReply(Reply):
     def _chunk(self, choice: dict[str, Any], output: RequestOutput) -> Event:
         made = {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
         if self.form.usage_in_each:
-            made["usage"] = usage([output])
+            made["usage"] = self._usage(output)
         elif self.form.usage_wanted:
             made["usage"] = None
         return Event(made)
@@ -124,12 +129,13 @@ def _message(pieces: Sequence[Piece]) -> dict[str, Any]:
 
 
 def _wanted(form: ChatForm) -> Wanted:
-    given, answer = form.tool_choice, form.response_format
-    function = given.get("function") if isinstance(given, dict) else None
-    choice = choice_of(given, function.get("name") if isinstance(function, dict) else None)
-    schema = answer.json_schema.definition if answer and answer.json_schema else None
-    follows = answer_of(answer.type if answer else None, schema, "response_format")
-    return Wanted(form.tools or (), *choice, form.parallel_tool_calls is not False, follows)
+    choice = choice_of(form.tool_choice, _named)
+    return Wanted(form.tools or (), **choice, parallel=form.parallel_tool_calls is not False, answer=answer_of_form(form))
+
+
+def _named(given: Mapping[str, Any]) -> object:
+    function = given.get("function")
+    return function.get("name") if isinstance(function, Mapping) else None
 
 
 def _refuse_unsupported(form: ChatForm) -> None:

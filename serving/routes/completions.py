@@ -3,16 +3,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...core.output import CompletionOutput, RequestOutput
 from ..answering import Ask, Reply
 from ..errors import Refused
 from ..protocol.completions import CompletionForm
+from ..response_format import answer_of_form
 from ..sampling import sampling
 from ..service import Service
 from ..stream import Event
-from ..wording import Told, completion_logprobs, new_id, usage
+from ..wording import Told, characters, completion_logprobs, joined_logprobs, new_id, prompt_logprobs, usage
 
 DEFAULT_TOKENS = 16
 """OpenAI's."""
@@ -29,6 +31,7 @@ class CompletionReply(Reply):
             service, form, longest_prompt=max(map(len, ids)), max_tokens=form.max_tokens, default_tokens=DEFAULT_TOKENS,
             logprobs=form.logprobs,
         )
+        params = replace(params, structured_outputs=answer_of_form(form), prompt_logprobs=form.logprobs if form.echo else None)
         self.ask = Ask(tuple(ids), params, form.priority, form.cache_salt)
         self.streamed = bool(form.stream)
         self.form, self.tokenizer, self.top = form, tokenizer, form.logprobs
@@ -46,7 +49,8 @@ class CompletionReply(Reply):
         events = []
         if place not in self.latest and self.form.echo:
             events += [self._chunk({
-                "index": place * self.ask.params.n + index, "text": self.echoed[place], "logprobs": None, "finish_reason": None,
+                "index": place * self.ask.params.n + index, "text": self.echoed[place], "logprobs": self._of_prompt(place, output),
+                "finish_reason": None,
             }) for index in range(self.ask.params.n)]
         self.latest[place] = output
         each_token = self.top is not None or bool(self.form.return_token_ids)
@@ -60,10 +64,14 @@ class CompletionReply(Reply):
         return (Event({**self.head, "choices": [], "usage": usage(list(self.latest.values()))}),)
 
     def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        choices = [
-            {**self._choice(place, choice, 0), "text": self.echoed[place] + choice.text}
-            for place, output in enumerate(outputs) for choice in output.outputs
-        ]
+        choices = []
+        for place, output in enumerate(outputs):
+            of_prompt = self._of_prompt(place, output)
+            for choice in output.outputs:
+                made = self._choice(place, choice, 0)
+                if of_prompt:
+                    made["logprobs"] = joined_logprobs(of_prompt, made["logprobs"])
+                choices.append({**made, "text": self.echoed[place] + choice.text})
         return {**self.head, "choices": choices, "usage": usage(outputs)}
 
     def _choice(self, place: int, choice: CompletionOutput, told: int) -> dict[str, Any]:
@@ -81,8 +89,14 @@ class CompletionReply(Reply):
             return None
         key, entries = (place, choice.index), (choice.logprobs or ())[told:]
         offset = self.offsets.get(key, len(self.echoed[place]))
-        self.offsets[key] = offset + sum(len(entry[next(iter(entry))].decoded_token) for entry in entries)
+        self.offsets[key] = offset + sum(characters(self.tokenizer, next(iter(entry))) for entry in entries)
         return completion_logprobs(self.tokenizer, entries, self.top, offset)
+
+    def _of_prompt(self, place: int, output: RequestOutput) -> dict[str, Any] | None:
+        """Of an echo."""
+        if self.top is None or output.prompt_logprobs is None:
+            return None
+        return prompt_logprobs(self.tokenizer, self.ask.prompts[place], output.prompt_logprobs, self.top, self.echoed[place])
 
     def _chunk(self, choice: dict[str, Any]) -> Event:
         made = {**self.head, "choices": [choice]}
@@ -101,6 +115,3 @@ def _refuse_unsupported(form: CompletionForm) -> None:
     if form.best_of not in (None, form.n or 1):
         raise Refused(400, "best_of is not supported beyond n; ask for n answers and choose among them",
                       code="unsupported_value", param="best_of")
-    if form.echo and form.logprobs is not None:
-        raise Refused(400, "echo with logprobs is not supported: the prompt's own log-probabilities are not computed",
-                      code="unsupported_value", param="echo")

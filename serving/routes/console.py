@@ -2,13 +2,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ... import __version__
-from ...core.resolve import Choice
 from ..service import Service
 
 FOLDER = Path(__file__).parent.parent / "console"
@@ -42,7 +40,7 @@ class Console:
     async def about(self, request: Request) -> JSONResponse:
         """What the server is made of, and which kernel serves each op."""
         service, started = self.service, self.service.engine.started
-        loaded, layout, mesh = started.loaded, started.layout, started.loaded.resolution.mesh
+        loaded, layout = started.loaded, started.layout
         tool_format = service.tool_format
         return JSONResponse({
             "version": __version__, "models": service.names, "family": type(loaded.model).__name__, "dtype": loaded.model.dtype,
@@ -51,11 +49,5 @@ class Console:
                    "prefix_cache": service.engine.config.cache.enable_prefix_caching},
             "running": service.gate.running, "queue": service.config.max_queue,
             "tool_format": tool_format.name if tool_format else None,
-            "kernels": [_row(choice, str(mesh.size)) for choice in loaded.resolution],
+            "kernels": loaded.resolution.rows(),
         }, headers={"cache-control": "no-store"})
-
-
-def _row(choice: Choice, devices: str) -> dict[str, Any]:
-    return {"op": choice.spec.op, "spec": str(choice.local), "kernel": choice.name, "calls": choice.calls,
-            "devices": "" if choice.joining is None else f"{choice.joining} over {devices}",
-            "passed": [{"kernel": name, "why": why} for name, why in choice.passed]}

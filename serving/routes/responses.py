@@ -10,12 +10,13 @@ from ..answering import Ask, Reply
 from ..conversation import prompt_ids
 from ..errors import Refused
 from ..protocol.responses import ResponsesForm
+from ..response_format import answer_of
 from ..sampling import sampling
 from ..service import Service
 from ..stream import Event
-from ..turn import Wanted, answer_of, choice_of, turn_of
+from ..turn import Wanted, choice_of, turn_of
 from ..turns.reader import Piece, Words
-from ..wording import Told, chat_logprobs, new_id
+from ..wording import Told, chat_logprobs, new_id, reasoning_tokens, usage
 from .response_input import messages, tools
 from .response_output import Logprobs, Output
 
@@ -84,7 +85,7 @@ class ResponsesReply(Reply):
         return {
             **self.head, "status": "incomplete" if cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": self.output.told(), "usage": _usage(output, choice),
+            "output": self.output.told(), "usage": _usage(output, reasoning_tokens(self.tokenizer, self.reader, choice.token_ids)),
         }
 
     def _event(self, kind: str, **fields: Any) -> Event:
@@ -102,20 +103,20 @@ def _tool(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "strict": bool(given["strict"])}
 
 
-def _usage(output: RequestOutput, choice: CompletionOutput) -> dict[str, Any]:
-    prompt, drawn = len(output.prompt_token_ids), len(choice.token_ids)
-    cached = output.metrics.kv.hit_tokens if output.metrics.kv else 0
+def _usage(output: RequestOutput, reasoning: int) -> dict[str, Any]:
+    """By this API's names."""
+    found = usage([output], reasoning)
     return {
-        "input_tokens": prompt, "input_tokens_details": {"cached_tokens": cached}, "output_tokens": drawn,
-        "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": prompt + drawn,
+        "input_tokens": found["prompt_tokens"], "input_tokens_details": found["prompt_tokens_details"],
+        "output_tokens": found["completion_tokens"], "output_tokens_details": found["completion_tokens_details"],
+        "total_tokens": found["total_tokens"],
     }
 
 
 def _wanted(form: ResponsesForm) -> Wanted:
-    given, answer = form.tool_choice, (form.text and form.text.format) or {}
-    choice = choice_of(given, given.get("name") if isinstance(given, dict) else None)
-    follows = answer_of(answer.get("type"), answer.get("schema"), "text.format")
-    return Wanted(tools(form), *choice, form.parallel_tool_calls is not False, follows)
+    said = (form.text and form.text.format) or {}
+    choice, answer = choice_of(form.tool_choice, lambda given: given.get("name")), answer_of(said.get("type"), said, "text.format")
+    return Wanted(tools(form), **choice, parallel=form.parallel_tool_calls is not False, answer=answer)
 
 
 def _refuse_unsupported(form: ResponsesForm) -> None:

@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from ...core.structured import StructuredOutputs
 from ...core.tokenizer import Tokenizer
+from ...errors import RequestError
 from .reader import Reader
 
 Mark = Callable[[str], str]
@@ -59,9 +61,18 @@ def calls_only(rules: str) -> str:
     return f"start: calls\n{rules}"
 
 
-def calls_or_json(rules: str, answer: Mapping[str, Any]) -> str:
-    """Of turns that call, or are JSON of the schema `answer`."""
-    return f"start: calls | words\nwords: {value(answer)}\n{rules}"
+def calls_or_answer(rules: str, answer: StructuredOutputs) -> str:
+    """Of turns that call, or are what an answer must be. Raises `RequestError` for a grammar, whose rules may have our rules' names."""
+    if isinstance(answer.json, str):
+        said = value(json.loads(answer.json))
+    elif answer.regex is not None:
+        said = f"/{_slashed(answer.regex)}/"
+    elif answer.choice is not None:
+        said = " | ".join(map(quoted, answer.choice))
+    else:
+        raise RequestError("a grammar of the answer does not go with tools that may be called; send a regular expression or a JSON "
+                           "schema, or tool_choice none")
+    return f"start: calls | words\nwords: {said}\n{rules}"
 
 
 def calls_or_words(family: Format, rules: str, tokenizer: Tokenizer, said: Sequence[str]) -> str | None:
@@ -80,7 +91,12 @@ def calls_or_words(family: Format, rules: str, tokenizer: Tokenizer, said: Seque
 
 def _pattern(text: str) -> str:
     """A regular expression of a grammar for just this text."""
-    return re.escape(text).replace("/", "\\/")
+    return _slashed(re.escape(text))
+
+
+def _slashed(pattern: str) -> str:
+    """As it stands between the slashes of a grammar."""
+    return re.sub(r"\\.|/", lambda found: "\\/" if found[0] == "/" else found[0], pattern, flags=re.DOTALL)
 
 
 def quoted(text: str) -> str:

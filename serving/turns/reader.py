@@ -131,6 +131,7 @@ class Thinking(Reader):
     def __init__(self, rest: Reader, marks: Sequence[tuple[str, str]], inside: str = "") -> None:
         super().__init__()
         self.rest, self.marks, self.end = rest, dict(marks), inside
+        self.thoughts = ""
         if inside:
             self.state = self.think
 
@@ -148,6 +149,7 @@ class Thinking(Reader):
         text, mark = self.take_to(self.end)
         if text:
             self.pieces.append(Thought(text))
+            self.thoughts += text
         return self.go(self.read) if mark else False
 
     @property
