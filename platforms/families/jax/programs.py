@@ -5,6 +5,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from threading import Lock
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ MOST = 192
 """Programs that are kept; the one that was not asked for longest goes first."""
 
 _kept: OrderedDict[Any, Any] = OrderedDict()
+_lock = Lock()
 
 
 def shared(function: Callable[..., Any], place: Any, options: Mapping[str, Any]) -> Callable[..., Any]:
@@ -39,12 +41,14 @@ def _program(traced: Any, place: Any) -> Any:
     for part in _told(traced.jaxpr, set()):
         digest.update(part)
     key = (digest.digest(), tuple(traced.jaxpr.in_avals), traced.in_tree, traced.out_tree, place)
-    if key not in _kept:
-        _kept[key] = traced.lower().compile()
-        if len(_kept) > MOST:
+    with _lock:
+        program = _kept.pop(key, None)
+    program = program or traced.lower().compile()
+    with _lock:
+        _kept[key] = program
+        while len(_kept) > MOST:
             _kept.popitem(last=False)
-    _kept.move_to_end(key)
-    return _kept[key]
+    return program
 
 
 def _told(value: Any, seen: set[int]) -> Iterator[bytes]:
