@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError, PlatformUnavailable
 from ...ops import Kernel
-from ..contract import CONTRACT, Availability, Buckets, Capabilities, Options
+from ..contract import CONTRACT, Availability, Buckets, Capabilities, Memory, Options
 from ..families.jax import JaxPlatform
 from ..families.supports import SCHEMES
 from .chips import TARGETS
@@ -33,6 +33,13 @@ BUCKETS = Buckets(
 """A register holds 8 x 128 numbers of 32 bits, so that fewer rows than 8 cost the same; each step is a program, so the sizes are few."""
 FEW_BUCKETS = Buckets(tokens=(8, 128, 1024, 8192), rows=(8, 64, 512), samples=(8, 64, 512), blocks=(8, 128, 2048), edits=(0, 1024))
 """Under an interpreter a program takes longer to compile than to run, however much of it is padding."""
+QUICK_COMPILE = {
+    "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+"""XLA's options for the CPU that make an interpreted program in a third of the time; each runs a few times only."""
+HELD = 4
+"""Times that an interpreted kernel's arrays are in memory at once: XLA's, the interpreter's, and what goes between them."""
 COPIES: tuple[Copies, ...] = ("on_wait", "eager", "plain")
 
 
@@ -55,7 +62,8 @@ class Tpu(JaxPlatform):
         return TorchXla(options) if options.text == TORCH_XLA else super().__new__(cls)
 
     def __init__(self, options: Options) -> None:
-        self.interpreted = self.keeps_all = options.text == INTERPRETED
+        self.interpreted = options.text == INTERPRETED
+        self.quick_compile = QUICK_COMPILE if self.interpreted else None
         self.copies = _copies(options)
         super().__init__(options)
         told = replace(self.capabilities, devices=(str(self.device),))
@@ -93,6 +101,10 @@ class Tpu(JaxPlatform):
         from ..families.pallas.kernels import pallas_kernels
 
         return [*pallas_kernels(self.interpreted, self.device, self.copies), *super().kernels()]
+
+    def memory(self) -> Memory:
+        found = super().memory()
+        return replace(found, free=found.free // HELD) if self.interpreted else found
 
     def find_device(self, options: Options) -> jax.Device:
         import jax

@@ -5,7 +5,7 @@ JAX is imported inside the methods: a subclass is loaded, and its `probe` asked,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,15 +37,15 @@ class JaxPlatform(Platform):
     """
 
     one_process = True
-    keeps_all = False
-    """Whether programs that took under a second to compile are kept on disk too."""
+    quick_compile: Mapping[str, Any] | None = None
+    """XLA's options where compiling takes longer than running: every program is kept on disk, and equal traces share one."""
     device: jax.Device
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.options, self.device = options, self.find_device(options)
         if options.cache is not None:
-            _keep_programs(options.cache, self.keeps_all)
+            _keep_programs(options.cache, self.quick_compile is not None)
         self._use([self.device])
 
     def _use(self, devices: Sequence[jax.Device]) -> None:
@@ -96,7 +96,12 @@ class JaxPlatform(Platform):
         def whole(weights: Any, state: JaxState, integers: Any, floats: Any) -> tuple[Any, JaxState]:
             return step(weights, state, *unpack(shape, integers, floats)), state
 
-        return jax.jit(self.devices.each(whole, (PARTS, PARTS, WHOLE, WHOLE), (WHOLE, PARTS)), donate_argnums=1)
+        program = self.devices.each(whole, (PARTS, PARTS, WHOLE, WHOLE), (WHOLE, PARTS))
+        if self.quick_compile is None:
+            return jax.jit(program, donate_argnums=1)
+        from .programs import shared
+
+        return shared(program, self.devices.devices, self.quick_compile)
 
     def submit(self, compiled: Any, weights: Any, state: JaxState, packed: Packed) -> Pending:
         integers, floats = self.put(packed.integers), self.put(packed.floats)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from .interpreted_speed import quicken
+
 Copies = Literal["on_wait", "eager", "plain"]
 COMPUTES = ("float32", "bfloat16")
 """What kernels compute in; TPUs have no float16."""
@@ -41,7 +43,10 @@ class Calls:
         )
 
     def _interpreter(self) -> Any:
-        return True if self.copies == "plain" else pltpu.InterpretParams(dma_execution_mode=self.copies)
+        if self.copies == "plain":
+            return True
+        quicken()
+        return pltpu.InterpretParams(dma_execution_mode=self.copies)
 
 
 def ceil_div(a: int, b: int) -> int:
