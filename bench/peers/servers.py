@@ -114,10 +114,10 @@ def _measured(ours: Engine, work: Work) -> Mapping[str, Any]:
 
 def _served(url: str, process: psutil.Process, many: Work) -> dict[str, float]:
     """cpu_seconds: of the client and of all of the server's processes, while the throughput was measured."""
-    lengths = {"prompt_tokens": (many.prompt_tokens, many.prompt_tokens)}
-    one = Load(concurrency=1, requests=FIRST_TOKEN_REQUESTS, output_tokens=(1, 1), seed=secrets.randbits(31), **lengths)
-    all_at_once = Load(concurrency=many.requests, requests=many.requests, output_tokens=(many.output_tokens, many.output_tokens),
-                       seed=secrets.randbits(31), **lengths)
+    prompt, answer = (many.prompt_tokens,) * 2, (many.output_tokens,) * 2
+    one = Load(concurrency=1, requests=FIRST_TOKEN_REQUESTS, prompt_tokens=prompt, output_tokens=(1, 1), seed=secrets.randbits(31))
+    all_at_once = Load(concurrency=many.requests, requests=many.requests, prompt_tokens=prompt, output_tokens=answer,
+                       seed=secrets.randbits(31))
     first = _figures(url, one)
     before = _cpu_seconds(process)
     found = _figures(url, all_at_once)

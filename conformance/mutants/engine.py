@@ -151,10 +151,10 @@ def _early_commit() -> Any:
         yield
 
 
-def _resumed_where_it_was(self: Scheduler, sequence: Running, hit_tokens: int) -> None:
+def _resumed_where_it_was(self: Scheduler, sequence: Running, hit_tokens: int, now: float) -> None:
     """A preempted sequence goes on behind what it had computed, in blocks that are new."""
     known = min(sequence.computed, sequence.known - 1)
-    RIGHT_START(self, sequence, max(hit_tokens, known))
+    RIGHT_START(self, sequence, max(hit_tokens, known), now)
 
 
 RIGHT_START = Scheduler._start
