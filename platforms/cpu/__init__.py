@@ -1,19 +1,29 @@
 """Any CPU: NumPy arrays, kernels in C++ compiled on install, the instruction set chosen at run time."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, NamedTuple
 
 from ...errors import ConfigError
-from ...ops import Kernel
-from ..contract import CONTRACT, Availability, Capabilities, Options
+from ...ops import BatchShape, Kernel, Packed
+from ..contract import CONTRACT, Availability, Capabilities, Options, Step
 from ..families.numpy import HostPlatform, reference_kernels
 from .experts import expert_kernels
 from .kernels import native_kernels
 from .latent import latent_kernels
 from .library import NATIVE, missing_reason
 from .quantized import SCHEMES, quantized_kernels
+from .tapes import Tapes, recordable
 
 ISAS = ("auto", "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_bf16")
+
+
+class _Recorded(NamedTuple):
+    """A step that takes its batch packed."""
+
+    run: Callable[[Any, Any, Packed], Any]
 
 
 class Cpu(HostPlatform):
@@ -36,6 +46,7 @@ class Cpu(HostPlatform):
             NATIVE.set_threads(options.threads or 0)
         except ValueError as error:
             raise ConfigError(f"platform cpu: {error}") from None
+        self._tapes = Tapes()
 
     @classmethod
     def probe(cls, options: Options) -> Availability:
@@ -46,6 +57,15 @@ class Cpu(HostPlatform):
 
     def measure_limits(self) -> Mapping[str, float]:
         return NATIVE.measure_limits() if NATIVE is not None else {}
+
+    def record(self, step: Step, shape: BatchShape) -> Any:
+        """Steps that only decode are recorded; others run as they are."""
+        return _Recorded(partial(self._tapes.run, step)) if recordable(shape) else self.compile(step, shape)
+
+    def submit(self, compiled: Any, weights: Any, state: Any, packed: Packed) -> Future[Any]:
+        if isinstance(compiled, _Recorded):
+            return self._steps.submit(compiled.run, weights, state, packed)
+        return super().submit(compiled, weights, state, packed)
 
     def kernels(self) -> Sequence[Kernel]:
         return [*native_kernels(), *quantized_kernels(), *expert_kernels(), *latent_kernels(), *reference_kernels()]
