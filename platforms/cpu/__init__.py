@@ -1,10 +1,9 @@
 """Any CPU: NumPy arrays, kernels in C++ compiled on install, the instruction set chosen at run time."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...errors import ConfigError
 from ...ops import BatchShape, Kernel, Packed
@@ -15,15 +14,9 @@ from .kernels import native_kernels
 from .latent import latent_kernels
 from .library import NATIVE, missing_reason
 from .quantized import SCHEMES, quantized_kernels
-from .tapes import Tapes, recordable
+from .tapes import Recorded, Tapes
 
 ISAS = ("auto", "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_bf16")
-
-
-class _Recorded(NamedTuple):
-    """A step that takes its batch packed."""
-
-    run: Callable[[Any, Any, Packed], Any]
 
 
 class Cpu(HostPlatform):
@@ -39,6 +32,7 @@ class Cpu(HostPlatform):
         if options.text or set(options.extra) - {"isa"} or isa not in ISAS:
             raise ConfigError(f"platform cpu takes isa={'|'.join(ISAS)} and threads=N; found {options}")
         super().__init__(options)
+        self._tapes = Tapes()
         if NATIVE is None:
             return
         try:
@@ -46,7 +40,6 @@ class Cpu(HostPlatform):
             NATIVE.set_threads(options.threads or 0)
         except ValueError as error:
             raise ConfigError(f"platform cpu: {error}") from None
-        self._tapes = Tapes()
 
     @classmethod
     def probe(cls, options: Options) -> Availability:
@@ -60,12 +53,16 @@ class Cpu(HostPlatform):
 
     def record(self, step: Step, shape: BatchShape) -> Any:
         """Steps that only decode are recorded; others run as they are."""
-        return _Recorded(partial(self._tapes.run, step)) if recordable(shape) else self.compile(step, shape)
+        return self._tapes.recorded(step, shape) or self.compile(step, shape)
 
     def submit(self, compiled: Any, weights: Any, state: Any, packed: Packed) -> Future[Any]:
-        if isinstance(compiled, _Recorded):
+        if isinstance(compiled, Recorded):
             return self._steps.submit(compiled.run, weights, state, packed)
         return super().submit(compiled, weights, state, packed)
+
+    def close(self) -> None:
+        super().close()
+        self._tapes.clear()
 
     def kernels(self) -> Sequence[Kernel]:
         return [*native_kernels(), *quantized_kernels(), *expert_kernels(), *latent_kernels(), *reference_kernels()]

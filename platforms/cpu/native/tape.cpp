@@ -2,6 +2,7 @@
 #include "tape.h"
 
 #include <algorithm>
+#include <cstdint>
 
 namespace inferplane {
 
@@ -9,6 +10,10 @@ thread_local Tape* Tape::recording = nullptr;
 
 Tape::~Tape() {
     for (PyObject* array : held_) Py_DECREF(array);
+}
+
+void Tape::spoil() {
+    calls_.insert(calls_.begin(), [] { throw Invalid("replay: the step read numbers while it was recorded, and others may stand there now"); });
 }
 
 // Results of this recording are left to Python: their pages go to later results as soon as nobody needs them.
@@ -63,6 +68,11 @@ PyObject* py_stop_recording(const Arguments&) {
     Py_RETURN_NONE;
 }
 
+PyObject* py_spoil_recording(const Arguments&) {
+    if (Tape::recording) Tape::recording->spoil();
+    Py_RETURN_NONE;
+}
+
 PyObject* py_replay(const Arguments& a) {
     const Tape& tape = unwrap<Tape>(a.object(0), tape_name);
     {
@@ -79,6 +89,7 @@ PyMethodDef* tape_methods() {
         INFERPLANE_METHOD(tape_pages, 0, "tape_pages() -> pages for the results of tapes that are never replayed at the same time."),
         INFERPLANE_METHOD(record, 1, "record(pages) -> tape: what this thread calls from now on runs and is kept on it."),
         INFERPLANE_METHOD(stop_recording, 0, "stop_recording(): the tape is whole."),
+        INFERPLANE_METHOD(spoil_recording, 0, "spoil_recording(): what this thread records, if it does, cannot be replayed."),
         INFERPLANE_METHOD(replay, 1, "replay(tape): its calls once more, on the same arrays; their shapes are not checked again, ids are."),
         {nullptr, nullptr, 0, nullptr}};
     return methods;

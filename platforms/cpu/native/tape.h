@@ -20,6 +20,7 @@ class Tape {
     Tape(const Tape&) = delete;
 
     void add(std::function<void()> call) { calls_.push_back(std::move(call)); }
+    void spoil();  // it must never be replayed
     void hold(PyObject* argument);  // an array, or a sequence of them
     const std::shared_ptr<IdlePages>& pages() const { return pages_; }
     void made(const void* result) { made_.push_back(result); }
