@@ -70,7 +70,7 @@ def greedy(loaded: Loaded, prompt: Sequence[int], steps: int) -> Array:
         tokens = request.prompt[start:] if start == 0 else np.zeros(1, np.int32)
         row = RowPlan(request, 1, start, len(tokens), tokens, start > 0, True, tables, start == 0)
         packed = pack([row], groups, platform.capabilities.buckets, sample=[len(tokens) - 1], sampled=[row])
-        pending.append(platform.submit(platform.compile(loaded.graph.step, packed.shape), loaded.weights, state, packed))
+        pending.append(platform.submit(loaded.compiled(packed.shape), loaded.weights, state, packed))
     return np.array([int(one.result().tokens[0]) for one in pending], np.int32)
 
 

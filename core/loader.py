@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..model_zoo.base import Model, Precision
-from ..ops import DTYPES, KernelPack, Quantized, StateGroup, Tensor, Uncoded, Weight, WeightTable
+from ..ops import DTYPES, BatchShape, KernelPack, Quantized, StateGroup, Tensor, Uncoded, Weight, WeightTable
 from ..ops.quantize import quantize, restored
 from ..platforms.contract import Collectives, Platform, World
 from .graph import Graph, Weights
@@ -91,6 +91,15 @@ class Loaded:
     @cached_property
     def graph(self) -> Graph:
         return Graph(self.model, self.resolution.bind(self.collectives))
+
+    def compiled(self, shape: BatchShape) -> Any:
+        """A step of serving as `Platform.submit` takes it."""
+        make = self.platform.record if self._replayable else self.platform.compile
+        return make(self.graph.step, shape)
+
+    @cached_property
+    def _replayable(self) -> bool:
+        return self.resolution.replayable
 
     @cached_property
     def states(self) -> Sequence[StateGroup]:

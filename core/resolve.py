@@ -68,6 +68,11 @@ class Resolution:
         """Every kernel declares that a row's bits do not depend on its neighbours."""
         return all(choice.kernel is None or choice.kernel.batch_invariant for choice in self)
 
+    @property
+    def replayable(self) -> bool:
+        """Every kernel declares that a step may be recorded, and no step waits for other devices."""
+        return all(choice.kernel is None or (choice.kernel.replayable and choice.joining is None) for choice in self)
+
 
 class BoundOps:
     """The facade `ops` of a running model: each op is a bound lookup in the table."""

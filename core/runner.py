@@ -111,9 +111,9 @@ class Runner:
 
     def _step(self, shape: BatchShape) -> Any:
         if self.platform.capabilities.buckets is None:
-            return self.platform.compile(self.loaded.graph.step, shape)
+            return self.loaded.compiled(shape)
         if shape not in self._compiled:
-            self._compiled[shape] = self.platform.compile(self.loaded.graph.step, shape)
+            self._compiled[shape] = self.loaded.compiled(shape)
         return self._compiled[shape]
 
 

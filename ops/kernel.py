@@ -24,6 +24,8 @@ class Kernel:
       Without it a handle is the tuple of the parts, placed by `Platform.put`.
     takes_slices: `prepare` takes an `Uncoded` where a weight is quantized while loading, and asks it for rows at a time.
     batch_invariant: a row's bits do not depend on neighbours, padding, chunk boundaries or prefix hits.
+    replayable: which work `run` starts, on which arrays, depends on shapes alone where a batch has no edits and no mask, so that
+      a platform may record a step and replay it. Results are contiguous.
     layout: of handles that are trees of host arrays and may be kept on disk, a text that changes whenever what `prepare`
       makes does (a build, an instruction set); empty: never kept.
     """
@@ -36,6 +38,7 @@ class Kernel:
     batch_invariant: bool = False
     layout: str = ""
     takes_slices: bool = False
+    replayable: bool = False
 
 
 @dataclass(frozen=True)

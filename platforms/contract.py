@@ -12,8 +12,9 @@ import numpy as np
 from ..errors import ConfigError, PlatformUnavailable
 from ..ops import BatchShape, Kernel, Packed, Spec, StateGroup
 
-CONTRACT = (1, 2)
-"""major: refuses to load on a mismatch. minor: optional members were added, or fields that kernels must look at (1.2: `Sampling.mask`)."""
+CONTRACT = (1, 3)
+"""major: refuses to load on a mismatch. minor: optional members were added (1.3: `record`), or fields that kernels must look at (1.2:
+`Sampling.mask`)."""
 
 HostArrays = Mapping[str, np.ndarray[Any, Any]]
 """Canonical blocks: for each array of a group `[layers, kv_heads, tokens, dim]`."""
@@ -290,6 +291,10 @@ class Platform(ABC):
     @abstractmethod
     def compile(self, step: Step, shape: BatchShape) -> Any:
         """The step for one shape: as it is, captured, or compiled."""
+
+    def record(self, step: Step, shape: BatchShape) -> Any:
+        """Instead of `compile`, where every kernel of the step is `replayable`. Optional."""
+        return self.compile(step, shape)
 
     @abstractmethod
     def submit(self, compiled: Any, weights: Any, state: Any, packed: Packed) -> Pending:

@@ -2,16 +2,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 from ...errors import ConfigError
-from ...ops import Kernel
-from ..contract import CONTRACT, Availability, Capabilities, Options
+from ...ops import BatchShape, Kernel, Packed
+from ..contract import CONTRACT, Availability, Capabilities, Options, Step
 from ..families.numpy import HostPlatform, reference_kernels
 from .experts import expert_kernels
 from .kernels import native_kernels
 from .latent import latent_kernels
 from .library import NATIVE, missing_reason
 from .quantized import SCHEMES, quantized_kernels
+from .tapes import Recorded, Tapes
 
 ISAS = ("auto", "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon", "neon_bf16")
 
@@ -29,6 +32,7 @@ class Cpu(HostPlatform):
         if options.text or set(options.extra) - {"isa"} or isa not in ISAS:
             raise ConfigError(f"platform cpu takes isa={'|'.join(ISAS)} and threads=N; found {options}")
         super().__init__(options)
+        self._tapes = Tapes()
         if NATIVE is None:
             return
         try:
@@ -46,6 +50,19 @@ class Cpu(HostPlatform):
 
     def measure_limits(self) -> Mapping[str, float]:
         return NATIVE.measure_limits() if NATIVE is not None else {}
+
+    def record(self, step: Step, shape: BatchShape) -> Any:
+        """Steps that only decode are recorded; others run as they are."""
+        return self._tapes.recorded(step, shape) or self.compile(step, shape)
+
+    def submit(self, compiled: Any, weights: Any, state: Any, packed: Packed) -> Future[Any]:
+        if isinstance(compiled, Recorded):
+            return self._steps.submit(compiled.run, weights, state, packed)
+        return super().submit(compiled, weights, state, packed)
+
+    def close(self) -> None:
+        super().close()
+        self._tapes.clear()
 
     def kernels(self) -> Sequence[Kernel]:
         return [*native_kernels(), *quantized_kernels(), *expert_kernels(), *latent_kernels(), *reference_kernels()]

@@ -22,7 +22,9 @@ COMPUTED = ("float32", "bfloat16", "float16")
 def native_kernels() -> Sequence[Kernel]:
     """In the order of ops. All keep a row's bits whatever its neighbours: sums run over k in one order for any shape."""
     return [
-        Kernel(op, f"native.{op}", _supports(extra), run, prepare, batch_invariant=True, layout=layout() if prepare else "")
+        Kernel(
+            op, f"native.{op}", _supports(extra), run, prepare, batch_invariant=True, layout=layout() if prepare else "", replayable=True,
+        )
         for op, run, prepare, extra in (
             ("derive", _derive, None, None),
             ("embedding", _embedding, None, None),
@@ -124,11 +126,8 @@ def _linear(spec: Any, x: Array, weight: Packed, batch: Any) -> Any:
 
 
 def _derive(spec: Spec, batch: Any, state: Any) -> Any:
-    late = np.flatnonzero(batch.source >= 0)
-    if not late.size:
-        return batch
-    tokens = batch.tokens.copy()
-    tokens[late] = state.last_token[batch.source[late]]
+    tokens = NATIVE.empty(batch.tokens.shape, np.int32)
+    NATIVE.derive(batch.tokens, batch.source, state.last_token, tokens)
     return batch._replace(tokens=tokens)
 
 
@@ -236,12 +235,9 @@ def _attention(spec: Any, q: Array, cell: Any, batch: Any, sinks: tuple[Array, .
 def _sample(spec: Any, logits: Array, sampling: Sampling, batch: Any, state: Any) -> Sampled:
     tokens = np.empty(len(logits), np.int32)
     changed = np.ascontiguousarray(edited(logits, sampling))
-    if sampling.temperature.any():
-        s = sampling
-        NATIVE.sample(changed, s.temperature, s.top_k, s.top_p, s.min_p, s.seed_low, s.seed_high, s.index, s.position, tokens)
-    else:
-        NATIVE.sample_greedy(changed, tokens)
-    state.last_token[batch.sample_slot] = tokens
+    s = sampling
+    NATIVE.sample(changed, s.temperature, s.top_k, s.top_p, s.min_p, s.seed_low, s.seed_high, s.index, s.position, tokens)
+    NATIVE.keep(tokens, batch.sample_slot, state.last_token)
     if batch.shape.logprobs < 0:
         return Sampled(tokens)
     return Sampled(tokens, *_logprobs(logits, tokens, batch.shape.logprobs))

@@ -21,7 +21,9 @@ SCHEMES = ("int8", "int8:a8", "int8:a8g128", "int8:g128:float16:a8g128", "int4",
 def quantized_kernels() -> Sequence[Kernel]:
     """They keep a row's bits whatever its neighbours: pieces of k start at the same places for every row."""
     return [
-        Kernel(op, f"native.quantized_{op}", supports, run, prepare, batch_invariant=True, layout=layout(), takes_slices=True)
+        Kernel(
+            op, f"native.quantized_{op}", supports, run, prepare, batch_invariant=True, layout=layout(), takes_slices=True, replayable=True,
+        )
         for op, supports, run, prepare in (
             ("linear", _supports, _linear, _pack), ("gated_linear", lambda spec: _supports(spec.linear), _gated_linear, _pack_gated),
         )

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .library import NATIVE
+
 Array = np.ndarray[Any, Any]
 
 MOST_POSITIONS = 1 << 17
@@ -20,6 +22,7 @@ def rotary_table(spec: Any, positions: Array) -> tuple[Array, Array]:
     """(table [n, cosines | sines] float32, [tokens] row of the table for each token)."""
     highest = int(positions.max(initial=0))
     if highest >= MOST_POSITIONS:
+        NATIVE.spoil_recording()
         return _rows(spec, positions), np.arange(len(positions), dtype=np.int32)
     table = _tables.get(spec)
     if table is None or len(table) <= highest:

@@ -4,10 +4,11 @@
 #define NPY_NO_DEPRECATED_API NPY_1_22_API_VERSION
 #include <numpy/arrayobject.h>
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 
-#include "memory.h"
+#include "tape.h"
 
 namespace inferplane {
 namespace {
@@ -54,9 +55,17 @@ void free_bytes(PyObject* capsule) {
     free_pages(PyCapsule_GetPointer(capsule, nullptr), reinterpret_cast<int64_t>(PyCapsule_GetContext(capsule)));
 }
 
-void give_back(PyObject* capsule) {
-    give_back_pages(PyCapsule_GetPointer(capsule, nullptr), reinterpret_cast<int64_t>(PyCapsule_GetContext(capsule)));
-}
+// The pages of one result, until nobody needs it.
+struct Loan {
+    std::shared_ptr<IdlePages> from;
+    Pages pages;
+
+    Loan(std::shared_ptr<IdlePages> from_, int64_t bytes) : from(std::move(from_)), pages(from->take(bytes)) {}
+    ~Loan() { from->give_back(pages); }
+    Loan(const Loan&) = delete;
+};
+
+void end_loan(PyObject* capsule) { delete static_cast<Loan*>(PyCapsule_GetPointer(capsule, nullptr)); }
 
 // A tuple or list as borrowed items; anything else as itself.
 std::vector<PyObject*> items(PyObject* value) {
@@ -218,8 +227,17 @@ PyObject* new_bytes_array(int64_t bytes, void** address) {
     return array;
 }
 
+std::vector<PyObject*> arrays_in(PyObject* value) {
+    std::vector<PyObject*> found = items(value);
+    found.erase(std::remove_if(found.begin(), found.end(), [](PyObject* one) { return !PyArray_Check(one); }), found.end());
+    return found;
+}
+
+const void* memory_of(PyObject* array) { return PyArray_DATA(reinterpret_cast<PyArrayObject*>(array)); }
+
 PyObject* new_result(PyObject* wanted, PyObject* dtype) {
     constexpr int64_t small_bytes = 1 << 16;  // NumPy's own allocator has pages for these
+    Tape* const tape = Tape::recording;
     PyArray_Descr* type = nullptr;
     PyArray_Dims shape{nullptr, 0};
     if (!PyArray_DescrConverter(dtype, &type)) throw PythonError();
@@ -229,19 +247,18 @@ PyObject* new_result(PyObject* wanted, PyObject* dtype) {
     }
     const int64_t bytes = PyArray_MultiplyList(shape.ptr, shape.len) * PyDataType_ELSIZE(type);
     PyObject* array = nullptr;
-    if (bytes < small_bytes) {
+    if (bytes < (tape ? 1 : small_bytes)) {
         array = PyArray_Empty(shape.len, shape.ptr, type, 0);
     } else {
-        int64_t capacity = 0;
-        void* memory = take_pages(bytes, &capacity);
-        array = PyArray_NewFromDescr(&PyArray_Type, type, shape.len, shape.ptr, nullptr, memory, NPY_ARRAY_CARRAY, nullptr);
-        PyObject* owner = array ? PyCapsule_New(memory, nullptr, give_back) : nullptr;
+        auto loan = std::make_unique<Loan>(tape ? tape->pages() : result_pages(), bytes);
+        if (tape) tape->made(loan->pages.memory);
+        array = PyArray_NewFromDescr(&PyArray_Type, type, shape.len, shape.ptr, nullptr, loan->pages.memory, NPY_ARRAY_CARRAY, nullptr);
+        PyObject* owner = array ? PyCapsule_New(loan.get(), nullptr, end_loan) : nullptr;
         if (owner) {
-            PyCapsule_SetContext(owner, reinterpret_cast<void*>(capacity));
+            loan.release();
             PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(array), owner);
         } else {
             Py_CLEAR(array);
-            give_back_pages(memory, capacity);
         }
     }
     PyDimMem_FREE(shape.ptr);
@@ -251,7 +268,9 @@ PyObject* new_result(PyObject* wanted, PyObject* dtype) {
 
 PyObject* guarded(Body body, const char* name, PyObject* const* values, Py_ssize_t count, Py_ssize_t wanted) {
     try {
-        return body(Arguments(name, values, count, wanted));
+        PyObject* answer = body(Arguments(name, values, count, wanted));
+        if (Tape::recording && answer == Py_None) std::for_each(values, values + count, [](PyObject* value) { Tape::recording->hold(value); });
+        return answer;
     } catch (const PythonError&) {
     } catch (const Invalid& error) {
         PyErr_SetString(PyExc_ValueError, error.what());

@@ -86,10 +86,13 @@ class WithoutGil {
 bool import_numpy();
 PyObject* new_bytes_array(int64_t bytes, void** memory = nullptr);  // uint8, zeroed, 64-byte aligned, huge pages; owns its memory
 
+std::vector<PyObject*> arrays_in(PyObject* value);  // borrowed: an array, those of a tuple or list, or none
+const void* memory_of(PyObject* array);
 PyObject* new_result(PyObject* shape, PyObject* dtype);  // not zeroed; a large one takes over the pages of one that is gone
 
 Activation named_activation(const std::string& name);
-RopeJob rope_job(const Array& x, const Array& positions, const Array& table, bool interleaved, void* out);  // checked
+RopeJob rope_job(const Array& x, const Array& positions, const Array& table, bool interleaved, void* out);
+void check_positions(const RopeJob& job, const Array& positions, const Array& table);
 
 using Body = PyObject* (*)(const Arguments&);
 using FastFunction = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
@@ -100,6 +103,7 @@ PyMethodDef* attention_methods();
 PyMethodDef* quantized_methods();
 PyMethodDef* row_methods();
 PyMethodDef* machine_methods();
+PyMethodDef* tape_methods();
 
 // One entry of a method table: checks the number of arguments and turns C++ exceptions into Python's.
 #define INFERPLANE_METHOD(function, count, doc)                                                                        \

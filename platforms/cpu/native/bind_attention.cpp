@@ -1,6 +1,7 @@
-// Python entries of write_kv, qkv_rope_write and attention: shapes and ids are checked here, and never again.
+// Python entries of write_kv, qkv_rope_write and attention: shapes are checked here, ids whenever a call runs.
 #include "arguments.h"
 #include "rope_write.h"
+#include "tape.h"
 
 namespace inferplane {
 namespace {
@@ -26,7 +27,7 @@ float* scales_of(const Optional& scale, const Array& cache, Element element) {
     return const_cast<float*>(scale->expect({cache.shape[0], cache.shape[1], cache.shape[2], 1}).float32());
 }
 
-// The job of writing `k` and `v`, with every slot checked. Arguments from `cells` on: k_cache, v_cache, slots, k_scale, v_scale.
+// The job of writing `k` and `v`. Arguments from `cells` on: k_cache, v_cache, slots, k_scale, v_scale.
 WriteJob write_job(const Arguments& a, const Array& k, const Optional& v, int cells) {
     const Array k_cache = a.output(cells, "k_cache"), slots = a.array(cells + 2, "slots");
     const Optional v_cache = a.optional_output(cells + 1, "v_cache");
@@ -45,21 +46,23 @@ WriteJob write_job(const Arguments& a, const Array& k, const Optional& v, int ce
         job.v_cache = v_cache->data;
         job.v_scale = scales_of(v_scale, *v_cache, k.element);
     }
+    return job;
+}
+
+void check_slots(const WriteJob& job) {
     const int64_t limit = job.cache.blocks * job.cache.block_tokens;
     for (int64_t i = 0; i < job.tokens; ++i) {
-        INFERPLANE_REQUIRE(job.slots[i] >= 0 && job.slots[i] < limit, slots.name() + "[" + std::to_string(i) + "] is " + std::to_string(job.slots[i]) +
+        INFERPLANE_REQUIRE(job.slots[i] >= 0 && job.slots[i] < limit, "write_kv: slots[" + std::to_string(i) + "] is " + std::to_string(job.slots[i]) +
                 "; the cache has " + std::to_string(limit) + " slots");
     }
-    return job;
 }
 
 PyObject* py_write_kv(const Arguments& a) {
     const WriteJob job = write_job(a, a.array(0, "k"), a.optional_array(1, "v"), 2);
-    {
-        WithoutGil free;
+    return launch([job] {
+        check_slots(job);
         write_kv(job);
-    }
-    Py_RETURN_NONE;
+    });
 }
 
 PyObject* py_qkv_rope_write(const Arguments& a) {
@@ -71,11 +74,11 @@ PyObject* py_qkv_rope_write(const Arguments& a) {
     out.expect_like(q);
     job.query = rope_job(q, positions, table, a.flag(5), out.data);
     job.key = rope_job(k, positions, table, a.flag(5), nullptr);
-    {
-        WithoutGil free;
+    return launch([job, positions, table] {
+        check_slots(job.write);
+        check_positions(job.query, positions, table);
         rope_write(job);
-    }
-    Py_RETURN_NONE;
+    });
 }
 
 // Every table entry that a kernel will read: from the first visible key of the row to its last.
@@ -133,12 +136,10 @@ PyObject* py_attention(const Arguments& a) {
     INFERPLANE_REQUIRE(job.softcap >= 0, "attention: softcap is negative; 0 means none");
     if (sinks) job.sinks = sinks->expect({job.heads}).float32();
     if (slopes) job.slopes = slopes->expect({job.heads}).float32();
-    check_rows(job);
-    {
-        WithoutGil free;
+    return launch([job] {
+        check_rows(job);
         attention(job);
-    }
-    Py_RETURN_NONE;
+    });
 }
 
 }  // namespace

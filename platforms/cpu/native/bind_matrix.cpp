@@ -1,5 +1,6 @@
 // Python entries of linear: shapes are checked here, and never again.
 #include "bind_linear.h"
+#include "tape.h"
 
 namespace inferplane {
 namespace {
@@ -66,11 +67,7 @@ PyObject* py_pack_linear(const Arguments& a) {
 
 PyObject* run(LinearJob& job, const Array& packed) {
     expect_packed(packed, job.outputs, job.inputs, job.dtype);
-    {
-        WithoutGil free;
-        linear(job);
-    }
-    Py_RETURN_NONE;
+    return launch([job]() mutable { linear(job); });
 }
 
 PyObject* py_linear(const Arguments& a) {

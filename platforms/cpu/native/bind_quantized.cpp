@@ -1,6 +1,7 @@
 // Python entries of the quantized linear: shapes and types are checked here, and never again.
 #include "bind_linear.h"
 #include "quantized.h"
+#include "tape.h"
 
 namespace inferplane {
 namespace {
@@ -67,11 +68,7 @@ PyObject* run(QuantizedJob& job, const Array& packed, const Arguments& a, int at
     INFERPLANE_REQUIRE(job.activation_group >= 0 && job.activation_group % k_per_word == 0, "quantized_linear: activation groups of " +
             std::to_string(job.activation_group) + " inputs; expected a multiple of 4, or 0 for all");
     expect_panels(packed, job.layout, job.outputs);
-    {
-        WithoutGil free;
-        quantized_linear(job);
-    }
-    Py_RETURN_NONE;
+    return launch([job]() mutable { quantized_linear(job); });
 }
 
 PyObject* py_quantized_linear(const Arguments& a) {

@@ -2,6 +2,7 @@
 #include "arguments.h"
 #include "rows.h"
 #include "sample.h"
+#include "tape.h"
 
 namespace inferplane {
 namespace {
@@ -33,11 +34,7 @@ PyObject* py_rms_norm(const Arguments& a) {
     const Array x = a.array(0, "x"), weight = a.array(1, "weight"), out = a.output(4, "out");
     NormJob job = norm_job(x, weight, a.number(2, "epsilon"), out);
     job.offset = float(a.number(3, "offset"));
-    {
-        WithoutGil free;
-        rms_norm(job);
-    }
-    Py_RETURN_NONE;
+    return launch([job] { rms_norm(job); });
 }
 
 PyObject* py_add_rms_norm(const Arguments& a) {
@@ -48,11 +45,7 @@ PyObject* py_add_rms_norm(const Arguments& a) {
     job.residual = residual.expect_like(x).data;
     job.sum = sum.expect_like(x).data;
     INFERPLANE_REQUIRE(job.sum != job.out, "add_rms_norm: out and sum are the same array");
-    {
-        WithoutGil free;
-        rms_norm(job);
-    }
-    Py_RETURN_NONE;
+    return launch([job] { rms_norm(job); });
 }
 
 PyObject* py_layer_norm(const Arguments& a) {
@@ -60,32 +53,24 @@ PyObject* py_layer_norm(const Arguments& a) {
     const std::optional<Array> bias = a.optional_array(2, "bias");
     NormJob job = norm_job(x, weight, a.number(3, "epsilon"), out);
     if (bias) job.bias = bias->expect_like(weight).data;
-    {
-        WithoutGil free;
-        layer_norm(job);
-    }
-    Py_RETURN_NONE;
+    return launch([job] { layer_norm(job); });
 }
 
 PyObject* py_rope(const Arguments& a) {
     const Array x = a.array(0, "x"), out = a.output(4, "out");
-    const RopeJob job = rope_job(x, a.array(1, "positions"), a.array(2, "table"), a.flag(3), out.expect_like(x).data);
-    {
-        WithoutGil free;
+    const Array positions = a.array(1, "positions"), table = a.array(2, "table");
+    const RopeJob job = rope_job(x, positions, table, a.flag(3), out.expect_like(x).data);
+    return launch([job, positions, table] {
+        check_positions(job, positions, table);
         rope(job);
-    }
-    Py_RETURN_NONE;
+    });
 }
 
 PyObject* activate(const Array& gate, const Array* up, const std::string& kind, const Array& out) {
     out.expect_like(gate);
     if (up) up->expect_like(gate);
     const ActivationJob job{gate.data, up ? up->data : nullptr, out.data, gate.size(), named_activation(kind), gate.dtype()};
-    {
-        WithoutGil free;
-        activation(job);
-    }
-    Py_RETURN_NONE;
+    return launch([job] { activation(job); });
 }
 
 PyObject* py_activation(const Arguments& a) { return activate(a.array(0, "x"), nullptr, a.text(1, "kind"), a.output(2, "out")); }
@@ -100,11 +85,7 @@ PyObject* combine(const Arguments& arguments, Arithmetic kind) {
     b.expect_like(a);
     out.expect_like(a);
     const ArithmeticJob job{a.data, b.data, out.data, a.size(), 0.0f, kind, a.dtype()};
-    {
-        WithoutGil free;
-        arithmetic(job);
-    }
-    Py_RETURN_NONE;
+    return launch([job] { arithmetic(job); });
 }
 
 PyObject* py_add(const Arguments& a) { return combine(a, Arithmetic::add); }
@@ -114,11 +95,7 @@ PyObject* py_scale(const Arguments& arguments) {
     const Array a = arguments.array(0, "x"), out = arguments.output(2, "out");
     out.expect_like(a);
     const ArithmeticJob job{a.data, nullptr, out.data, a.size(), float(arguments.number(1, "factor")), Arithmetic::multiply, a.dtype()};
-    {
-        WithoutGil free;
-        scale(job);
-    }
-    Py_RETURN_NONE;
+    return launch([job] { scale(job); });
 }
 
 PyObject* py_take_rows(const Arguments& a) {
@@ -126,15 +103,13 @@ PyObject* py_take_rows(const Arguments& a) {
     from.expect({-1, -1});
     const GatherJob job{from.data, out.data, rows.expect({-1}).int32(), rows.last(), from.last() * item_bytes(from.dtype())};
     out.expect(from.element).expect({job.count, from.last()});
-    for (int64_t i = 0; i < job.count; ++i) {
-        INFERPLANE_REQUIRE(job.rows[i] >= 0 && job.rows[i] < from.shape[0], "take_rows: rows[" + std::to_string(i) + "] is " + std::to_string(job.rows[i]) +
-                "; there are " + std::to_string(from.shape[0]));
-    }
-    {
-        WithoutGil free;
+    return launch([job, there = from.shape[0]] {
+        for (int64_t i = 0; i < job.count; ++i) {
+            INFERPLANE_REQUIRE(job.rows[i] >= 0 && job.rows[i] < there, "take_rows: rows[" + std::to_string(i) + "] is " + std::to_string(job.rows[i]) +
+                    "; there are " + std::to_string(there));
+        }
         gather_rows(job);
-    }
-    Py_RETURN_NONE;
+    });
 }
 
 const Array& expect_logits(const Array& logits) {
@@ -143,15 +118,41 @@ const Array& expect_logits(const Array& logits) {
     return logits;
 }
 
-PyObject* py_sample_greedy(const Arguments& a) {
-    const Array logits = a.array(0, "logits"), tokens = a.output(1, "tokens");
-    const int64_t samples = expect_logits(logits).shape[0];
-    int32_t* out = const_cast<int32_t*>(tokens.expect({samples}).int32());
-    {
-        WithoutGil free;
-        sample_greedy(logits.float32(), samples, logits.last(), out);
+// Ids of slots, each below `count`; `least` is 0, or -1 where that means none.
+void check_slots(const Array& slots, int64_t least, int64_t count) {
+    for (int64_t i = 0; i < slots.last(); ++i) {
+        const int32_t slot = slots.int32()[i];
+        INFERPLANE_REQUIRE(slot >= least && slot < count, slots.name() + "[" + std::to_string(i) + "] is " + std::to_string(slot) + "; there are " +
+                std::to_string(count) + " slots");
     }
-    Py_RETURN_NONE;
+}
+
+PyObject* py_derive(const Arguments& a) {
+    const Array tokens = a.array(0, "tokens"), source = a.array(1, "source"), last = a.array(2, "last_token"), out = a.output(3, "out");
+    const int32_t *literal = tokens.expect({-1}).int32(), *slots = source.expect_like(tokens).int32(), *kept = last.expect({-1}).int32();
+    int32_t* const to = const_cast<int32_t*>(out.expect_like(tokens).int32());
+    return launch([=] {
+        check_slots(source, -1, last.last());
+        for (int64_t i = 0; i < tokens.last(); ++i) to[i] = slots[i] < 0 ? literal[i] : kept[slots[i]];
+    });
+}
+
+PyObject* py_keep(const Arguments& a) {
+    const Array tokens = a.array(0, "tokens"), slots = a.array(1, "slots"), last = a.output(2, "last_token");
+    const int32_t *drawn = tokens.expect({-1}).int32(), *places = slots.expect_like(tokens).int32();
+    int32_t* const kept = const_cast<int32_t*>(last.expect({-1}).int32());
+    return launch([=] {
+        check_slots(slots, 0, last.last());
+        for (int64_t i = 0; i < tokens.last(); ++i) kept[places[i]] = drawn[i];
+    });
+}
+
+void check_draws(const SampleJob& job) {
+    for (int64_t i = 0; i < job.samples; ++i) {
+        const bool sound = job.temperature[i] >= 0 && job.top_p[i] >= 0 && job.min_p[i] <= 1;
+        INFERPLANE_REQUIRE(sound, "sample: row " + std::to_string(i) + " has temperature " + std::to_string(job.temperature[i]) + ", top_p " +
+                std::to_string(job.top_p[i]) + ", min_p " + std::to_string(job.min_p[i]) + "; expected temperature >= 0, top_p >= 0, min_p <= 1");
+    }
 }
 
 PyObject* py_sample(const Arguments& a) {
@@ -172,31 +173,23 @@ PyObject* py_sample(const Arguments& a) {
     job.index = words(7, "index");
     job.position = words(8, "position");
     job.tokens = const_cast<int32_t*>(tokens.expect({samples}).int32());
-    for (int64_t i = 0; i < samples; ++i) {
-        const bool sound = job.temperature[i] >= 0 && job.top_p[i] >= 0 && job.min_p[i] <= 1;
-        INFERPLANE_REQUIRE(sound, "sample: row " + std::to_string(i) + " has temperature " + std::to_string(job.temperature[i]) + ", top_p " +
-                std::to_string(job.top_p[i]) + ", min_p " + std::to_string(job.min_p[i]) + "; expected temperature >= 0, top_p >= 0, min_p <= 1");
-    }
-    {
-        WithoutGil free;
+    return launch([job] {
+        check_draws(job);
         sample(job);
-    }
-    Py_RETURN_NONE;
+    });
 }
 
 PyObject* score(const Array& logits, const Array* tokens, const Array& out) {
     ScoreJob job{expect_logits(logits).float32(), logits.shape[0], logits.last(), nullptr, nullptr};
     if (tokens) job.tokens = tokens->expect({job.samples}).int32();
-    for (int64_t i = 0; tokens && i < job.samples; ++i) {
-        INFERPLANE_REQUIRE(job.tokens[i] >= 0 && job.tokens[i] < job.vocab, "logprobs: tokens[" + std::to_string(i) + "] is " +
-                std::to_string(job.tokens[i]) + "; the vocabulary has " + std::to_string(job.vocab));
-    }
     job.out = const_cast<float*>(out.expect({job.samples}).float32());
-    {
-        WithoutGil free;
+    return launch([job] {
+        for (int64_t i = 0; job.tokens && i < job.samples; ++i) {
+            INFERPLANE_REQUIRE(job.tokens[i] >= 0 && job.tokens[i] < job.vocab, "logprobs: tokens[" + std::to_string(i) + "] is " +
+                    std::to_string(job.tokens[i]) + "; the vocabulary has " + std::to_string(job.vocab));
+        }
         logprobs(job);
-    }
-    Py_RETURN_NONE;
+    });
 }
 
 PyObject* py_logprobs(const Arguments& a) {
@@ -213,11 +206,7 @@ PyObject* py_top_logprobs(const Arguments& a) {
             std::to_string(job.vocab) + " a row");
     job.tokens = const_cast<int32_t*>(tokens.int32());
     job.logprobs = const_cast<float*>(out.expect({job.samples, job.count}).float32());
-    {
-        WithoutGil free;
-        top_logprobs(job);
-    }
-    Py_RETURN_NONE;
+    return launch([job] { top_logprobs(job); });
 }
 
 }  // namespace
@@ -238,11 +227,14 @@ RopeJob rope_job(const Array& x, const Array& positions, const Array& table, boo
                       table.last() / 2, interleaved, x.dtype()};
     INFERPLANE_REQUIRE(table.last() % 2 == 0 && table.last() <= job.head_dim, table.name() + " is " + table.describe() + "; expected [positions, 2 * pairs], pairs of the " +
             std::to_string(job.head_dim) + " dims");
+    return job;
+}
+
+void check_positions(const RopeJob& job, const Array& positions, const Array& table) {
     for (int64_t i = 0; i < job.tokens; ++i) {
         INFERPLANE_REQUIRE(job.positions[i] >= 0 && job.positions[i] < table.shape[0], positions.name() + "[" + std::to_string(i) + "] is " +
                 std::to_string(job.positions[i]) + "; the table has " + std::to_string(table.shape[0]));
     }
-    return job;
 }
 
 PyMethodDef* row_methods() {
@@ -258,7 +250,8 @@ PyMethodDef* row_methods() {
         INFERPLANE_METHOD(multiply, 3, "multiply(a, b, out)."),
         INFERPLANE_METHOD(scale, 3, "scale(x, factor, out)."),
         INFERPLANE_METHOD(take_rows, 3, "take_rows(table [rows, size], rows [n] int32, out [n, size])."),
-        INFERPLANE_METHOD(sample_greedy, 2, "sample_greedy(logits [samples, vocab], tokens [samples]): ties to the lowest id, NaN never."),
+        INFERPLANE_METHOD(derive, 4, "derive(tokens [n], source [n], last_token [slots], out [n]): last_token[source], or tokens where source is -1."),
+        INFERPLANE_METHOD(keep, 3, "keep(tokens [n], slots [n], last_token): last_token[slots] = tokens."),
         INFERPLANE_METHOD(sample, 10, "sample(logits, temperature, top_k, top_p, min_p, seed_low, seed_high, index, position, tokens)."),
         INFERPLANE_METHOD(logprobs, 3, "logprobs(logits [samples, vocab], tokens [samples], out [samples])."),
         INFERPLANE_METHOD(top_logprobs, 3, "top_logprobs(logits [samples, vocab], tokens [samples, count], out [samples, count]): the likeliest, best first."),

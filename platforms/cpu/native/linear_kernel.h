@@ -123,8 +123,8 @@ void multiply_slice(const LinearJob& job, int64_t at, int64_t first, int64_t row
         const auto* right = panel + step * P::right_per_step;
         const int64_t block_lines = block * P::right_per_step * int64_t(sizeof(typename P::Right)) / 64;
         // The block after this one follows in memory, be it of this panel or of the next.
-        const bool more = !last_panel || step + block < steps;
-        const char* next = reinterpret_cast<const char*>(right) + block_lines * 64;
+        const bool more = tiles == 1 || !last_panel || step + block < steps;
+        const char* next = reinterpret_cast<const char*>(right) + (tiles == 1 ? stream_ahead : block_lines * 64);
         const int64_t lines = (block_lines * prefetch_steps + block * tiles - 1) / (block * tiles);
         const int64_t lines_per_tile = block / prefetch_steps * lines;
         for (int64_t t = 0; t < tiles; ++t) {

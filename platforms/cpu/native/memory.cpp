@@ -3,39 +3,13 @@
 
 #include <sys/mman.h>
 
-#include <mutex>
 #include <new>
-#include <vector>
 
 namespace inferplane {
 namespace {
 
 constexpr int64_t huge_page_bytes = int64_t(1) << 21;
 constexpr int64_t most_idle_bytes = int64_t(256) << 20;
-
-struct Pages {
-    void* memory;
-    int64_t capacity;
-};
-
-// The pages of results that are gone, the oldest first.
-struct Idle {
-    std::mutex lock;
-    std::vector<Pages> pages;
-    int64_t bytes = 0;
-
-    Pages remove(size_t i) {
-        const Pages found = pages[i];
-        pages.erase(pages.begin() + i);
-        bytes -= found.capacity;
-        return found;
-    }
-};
-
-Idle& the_idle() {
-    static Idle* idle = new Idle;  // never freed: arrays may outlive static destructors
-    return *idle;
-}
 
 }  // namespace
 
@@ -63,37 +37,48 @@ void free_pages(void* memory, int64_t bytes) {
     if (memory) munmap(memory, round_up(bytes, 4096));
 }
 
-void* take_pages(int64_t bytes, int64_t* capacity) {
-    Idle& idle = the_idle();
-    {
-        std::lock_guard<std::mutex> guard(idle.lock);
-        size_t best = idle.pages.size();
-        // The newest of the smallest that are large enough: its lines are the likeliest to be in the cache.
-        for (size_t i = idle.pages.size(); i-- > 0;) {
-            const int64_t size = idle.pages[i].capacity;
-            const bool fits = size >= bytes && size <= 2 * bytes;
-            if (fits && (best == idle.pages.size() || size < idle.pages[best].capacity)) best = i;
-        }
-        if (best < idle.pages.size()) {
-            const Pages found = idle.remove(best);
-            *capacity = found.capacity;
-            return found.memory;
-        }
-    }
-    *capacity = round_up(bytes, bytes < huge_page_bytes ? 4096 : huge_page_bytes);
-    return allocate_pages(*capacity);
+IdlePages::~IdlePages() {
+    for (const Pages& pages : pages_) free_pages(pages.memory, pages.capacity);
 }
 
-void give_back_pages(void* memory, int64_t capacity) {
-    Idle& idle = the_idle();
+Pages IdlePages::take(int64_t bytes) {
+    {
+        std::lock_guard<std::mutex> guard(lock_);
+        size_t best = pages_.size();
+        // The newest of the smallest that are large enough: its lines are the likeliest to be in the cache.
+        for (size_t i = pages_.size(); i-- > 0;) {
+            const int64_t size = pages_[i].capacity;
+            const bool fits = size >= bytes && size <= 2 * bytes;
+            if (fits && (best == pages_.size() || size < pages_[best].capacity)) best = i;
+        }
+        if (best < pages_.size()) return remove(best);
+    }
+    const int64_t capacity = round_up(bytes, bytes < huge_page_bytes ? 4096 : huge_page_bytes);
+    return {allocate_pages(capacity), capacity};
+}
+
+void IdlePages::give_back(Pages pages) {
     std::vector<Pages> old;
     {
-        std::lock_guard<std::mutex> guard(idle.lock);
-        idle.pages.push_back({memory, capacity});
-        idle.bytes += capacity;
-        while (idle.bytes > most_idle_bytes) old.push_back(idle.remove(0));
+        std::lock_guard<std::mutex> guard(lock_);
+        pages_.push_back(pages);
+        bytes_ += pages.capacity;
+        while (bytes_ > most_bytes_) old.push_back(remove(0));
     }
-    for (const Pages& pages : old) free_pages(pages.memory, pages.capacity);
+    for (const Pages& one : old) free_pages(one.memory, one.capacity);
+}
+
+Pages IdlePages::remove(size_t i) {
+    const Pages found = pages_[i];
+    pages_.erase(pages_.begin() + i);
+    bytes_ -= found.capacity;
+    return found;
+}
+
+const std::shared_ptr<IdlePages>& result_pages() {
+    // Never destroyed: arrays may outlive static destructors.
+    static const auto* pages = new std::shared_ptr<IdlePages>(std::make_shared<IdlePages>(most_idle_bytes));
+    return *pages;
 }
 
 Scratch::~Scratch() { free_pages(memory_, bytes_); }

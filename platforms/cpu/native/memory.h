@@ -3,6 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
 
 namespace inferplane {
 
@@ -16,10 +19,31 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) {
 void* allocate_pages(int64_t bytes);
 void free_pages(void* memory, int64_t bytes);
 
-// Pages for a result: those of a result that nobody needs any more where some are large enough, so that a steady state
-// meets no page fault. Not zeroed. `capacity` is what to give back with them.
-void* take_pages(int64_t bytes, int64_t* capacity);
-void give_back_pages(void* memory, int64_t capacity);
+struct Pages {
+    void* memory;
+    int64_t capacity;
+};
+
+// Pages of results that nobody needs any more, for results to come, so that a steady state meets no page fault.
+// Beyond most_bytes the oldest go back to the system.
+class IdlePages {
+  public:
+    explicit IdlePages(int64_t most_bytes) : most_bytes_(most_bytes) {}
+    ~IdlePages();
+    Pages take(int64_t bytes);  // not zeroed
+    void give_back(Pages pages);
+
+  private:
+    Pages remove(size_t i);
+
+    const int64_t most_bytes_;
+    std::mutex lock_;
+    std::vector<Pages> pages_;  // the oldest first
+    int64_t bytes_ = 0;
+};
+
+// Those of steps that are not recorded.
+const std::shared_ptr<IdlePages>& result_pages();
 
 // A buffer that only grows, so that a steady state allocates nothing.
 class Scratch {

@@ -102,7 +102,8 @@ PyMODINIT_FUNC PyInit__native() {
     if (!inferplane::import_numpy()) return nullptr;
     PyObject* module = PyModule_Create(&definition);
     if (!module) return nullptr;
-    for (PyMethodDef* methods : {inferplane::matrix_methods(), inferplane::attention_methods(), inferplane::quantized_methods(), inferplane::row_methods(), inferplane::machine_methods()}) {
+    for (PyMethodDef* methods : {inferplane::matrix_methods(), inferplane::attention_methods(), inferplane::quantized_methods(), inferplane::row_methods(), inferplane::tape_methods(),
+                                 inferplane::machine_methods()}) {
         if (PyModule_AddFunctions(module, methods) < 0) {
             Py_DECREF(module);
             return nullptr;

@@ -215,13 +215,6 @@ Total total_of(const Path& path, const float* logits, int64_t vocab) {
 
 }  // namespace
 
-void sample_greedy(const float* logits, int64_t samples, int64_t vocab, int32_t* tokens) {
-    const Path& path = active_path();
-    parallel(samples, [&](int64_t i) {
-        tokens[i] = greedy(path, logits + i * vocab, vocab).id;
-    });
-}
-
 void sample(const SampleJob& job) {
     const Path& path = active_path();
     parallel(job.samples, [&](int64_t i) { job.tokens[i] = sample_row(job, path, i); });

@@ -30,7 +30,6 @@ struct TopJob {
     float* logprobs;
 };
 
-void sample_greedy(const float* logits, int64_t samples, int64_t vocab, int32_t* tokens);
 void sample(const SampleJob& job);
 void logprobs(const ScoreJob& job);
 void top_logprobs(const TopJob& job);

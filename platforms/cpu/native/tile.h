@@ -18,6 +18,7 @@ namespace inferplane {
 
 constexpr int panel_columns = 64;
 constexpr int prefetch_steps = 4;  // the loop's unrolling, and how often it prefetches
+constexpr int64_t stream_ahead = 4096;  // bytes: a block that meets a single tile is fetched so far before it is read, not a block before
 
 // Lines of the block that comes next, fetched evenly while this one is computed.
 struct Prefetch {
