@@ -165,6 +165,19 @@ def test_the_same_launch_is_compiled_once(compiler: Compiler) -> None:
     assert len(compiler.made) == 1
 
 
+@triton.jit(do_not_specialize=["count"])
+def _varying(out, count):
+    tl.store(out, count.to(tl.float32))
+
+
+@pytest.mark.parametrize("compiler", ["sm_90"], indirect=True)
+def test_a_number_that_a_kernel_takes_as_it_comes_is_no_constant_though_it_is_1(compiler: Compiler) -> None:
+    for count in (1, 16, 17):
+        compiler.device.launch(_varying, (1,), torch.zeros(4), count, config=Launch({}, {}))
+    [made] = compiler.made
+    assert made.fits and made.arguments.endswith("count:i32")
+
+
 def test_a_tile_over_a_budget_is_told_in_words() -> None:
     wide = SimpleNamespace(shared=200_000, tmem_size=1024)
     assert _over(wide, 0, TARGETS["sm_80"]) == ("200,000 bytes of shared memory, and a program has 166,912; "

@@ -79,7 +79,8 @@ def plan(device: Device, spec: Attention, shape: BatchShape, keys: int, block_to
     group, one_query = spec.heads.size // spec.kv_heads.size, shape.longest_query == 1
     typical = 1 if one_query else max(shape.tokens // shape.rows, 1)
     launch = device.configured("attention", half=YES_NO[spec.dtype != "float32"], dim=max(spec.key_dim, spec.value_dim),
-                               lanes=typical * group, latent=YES_NO[spec.latent], codes=YES_NO[spec.kv_dtype is not None])
+                               lanes=typical * group, latent=YES_NO[spec.latent], codes=YES_NO[spec.kv_dtype is not None],
+                               lines="odd" if spec.key_dim % 16 or spec.value_dim % 16 else "even")
     block_m, block_n = launch.meta["BLOCK_M"], launch.meta["BLOCK_N"]
     heads = min(group, block_m)
     tiles = shape.tokens if one_query else shape.tokens // (block_m // heads) + shape.rows + 1

@@ -68,7 +68,8 @@ def source_of(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]
         if parameter.is_constexpr:
             signature[parameter.name], fixed[(place,)] = "constexpr", value
             continue
-        signature[parameter.name], found = native_specialize_impl(backend, value, False, True, True)
+        signature[parameter.name], found = native_specialize_impl(
+            backend, value, False, not parameter.do_not_specialize, not parameter.do_not_specialize_on_alignment)
         if signature[parameter.name] == "constexpr":
             fixed[(place,)] = found
         elif found:

@@ -105,7 +105,7 @@ def fitting(target: Target, kernel: str, spec: Spec, tokens: int) -> Fits:
     def fits(config: Launch) -> bool:
         before = len(compiler.asked)
         work(Trying(compiler.device.torch, target, compiler, kernel, config))
-        return not any(code.reason for code in compiler.asked[before:])
+        return all(code.fits for code in compiler.asked[before:])
 
     return fits
 
