@@ -334,7 +334,9 @@ class Scheduler:
                 self._refused = (ticket.serial, self._memory.releases)
                 return
             sequence.lease = lease
-            self._start(sequence, hit.tokens, draft.now)
+            if sequence.started is None:
+                sequence.started = draft.now
+            self._start(sequence, hit.tokens)
             self._row(draft, sequence, min(count, lease.room - hit.tokens), fresh=True)
 
     def _follows(self, sequence: Sequence, hit_tokens: int) -> bool:
@@ -351,7 +353,7 @@ class Scheduler:
         self._following += 1
         return True
 
-    def _start(self, sequence: Sequence, hit_tokens: int, now: float) -> None:
+    def _start(self, sequence: Sequence, hit_tokens: int) -> None:
         assert sequence.lease is not None
         self._policy.remove(sequence.ticket)
         sequence.slot = self._slots.pop()
@@ -359,7 +361,7 @@ class Scheduler:
         sequence.hit_tokens += hit_tokens
         sequence.account += sequence.lease.computed
         if not sequence.admitted:
-            sequence.admitted, sequence.started = True, now
+            sequence.admitted = True
             self._policy.charge(sequence.ticket, sequence.known - hit_tokens, 0)
         insort(self._running, sequence, key=RANK)
         if self._lead_tokens:
