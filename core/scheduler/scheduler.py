@@ -334,9 +334,7 @@ class Scheduler:
                 self._refused = (ticket.serial, self._memory.releases)
                 return
             sequence.lease = lease
-            if sequence.started is None:
-                sequence.started = draft.now
-            self._start(sequence, hit.tokens)
+            self._start(sequence, hit.tokens, draft.now)
             self._row(draft, sequence, min(count, lease.room - hit.tokens), fresh=True)
 
     def _follows(self, sequence: Sequence, hit_tokens: int) -> bool:
@@ -353,7 +351,7 @@ class Scheduler:
         self._following += 1
         return True
 
-    def _start(self, sequence: Sequence, hit_tokens: int) -> None:
+    def _start(self, sequence: Sequence, hit_tokens: int, now: float) -> None:
         assert sequence.lease is not None
         self._policy.remove(sequence.ticket)
         sequence.slot = self._slots.pop()
@@ -361,7 +359,7 @@ class Scheduler:
         sequence.hit_tokens += hit_tokens
         sequence.account += sequence.lease.computed
         if not sequence.admitted:
-            sequence.admitted = True
+            sequence.admitted, sequence.started = True, now
             self._policy.charge(sequence.ticket, sequence.known - hit_tokens, 0)
         insort(self._running, sequence, key=RANK)
         if self._lead_tokens:
