@@ -1,4 +1,4 @@
-"""A client's connection: uvicorn's protocol over httptools, with bounds on a request's head, which uvicorn leaves open."""
+"""A client's connection: uvicorn's protocol over httptools, with bounds that uvicorn leaves open, on heads and beside bodies."""
 from __future__ import annotations
 
 import asyncio
@@ -10,6 +10,8 @@ from .errors import Refused
 from .stream import ENCODE
 
 MOST_HEAD_BYTES = 64 << 10
+MOST_BESIDE = 8
+"""Bytes of chunks' heads to one of a body."""
 HEAD_SECONDS = 10.0
 """From a connection, or a head's first byte, to its last."""
 
@@ -19,6 +21,8 @@ class Connection(HttpToolsProtocol):
 
     _head_bytes: int | None = None
     """So far; None: no head is under way."""
+    _beside_left = 0
+    """Bytes that may yet come while no more of a body does: heads of chunks, their extensions, trailers."""
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -35,6 +39,10 @@ class Connection(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MOST_HEAD_BYTES:
                 self._close(Refused(431, f"the request's head is longer than {MOST_HEAD_BYTES} bytes", code="head_too_large"))
+        elif not self.transport.is_closing():
+            self._beside_left -= len(data)
+            if self._beside_left < 0:
+                self._close(Refused(400, "the body has far more around it than in it", code="invalid_http"))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -42,9 +50,18 @@ class Connection(HttpToolsProtocol):
         self._wait_for_head()
 
     def on_headers_complete(self) -> None:
-        self._head_bytes = None
+        self._head_bytes, self._beside_left = None, 2 * MOST_HEAD_BYTES
         self._stop_waiting()
         super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """What stands behind the body is no header, whatever its name."""
+        if self._head_bytes is not None:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._beside_left += (1 + MOST_BESIDE) * len(body)
+        super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
         self._close(Refused(400, msg, code="invalid_http"))
@@ -63,6 +80,9 @@ class Connection(HttpToolsProtocol):
         """An answer that no application had a part in, and the end."""
         self._stop_waiting()
         if self.transport.is_closing():
+            return
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.close()
             return
         body = ENCODE(refusal.body()).encode()
         head = f"HTTP/1.1 {refusal.status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"

@@ -8,8 +8,6 @@ from ..core.structured import StructuredOutputs
 from .errors import Refused
 from .protocol.base import Generation
 
-NEEDS = {"json_schema": "schema", "regex": "regex", "grammar": "grammar"}
-"""The kinds of a format that say more, and where."""
 KINDS = "text, json_object, json_schema with its schema, regex with its regex, or grammar with its grammar"
 
 
@@ -22,10 +20,14 @@ def answer_of(kind: object, said: Mapping[str, Any], param: str) -> StructuredOu
         return None
     if kind == "json_object":
         return StructuredOutputs(json={"type": "object"})
-    found = said.get(NEEDS.get(str(kind), ""))
-    if not isinstance(found, Mapping if kind == "json_schema" else str):
-        raise Refused(400, f"{param} must be of type {KINDS}", code="invalid_value", param=param)
-    return StructuredOutputs(**{"json" if kind == "json_schema" else str(kind): found})
+    schema, regex, grammar = (said.get(name) for name in ("schema", "regex", "grammar"))
+    if kind == "json_schema" and isinstance(schema, Mapping):
+        return StructuredOutputs(json=schema)
+    if kind == "regex" and isinstance(regex, str):
+        return StructuredOutputs(regex=regex)
+    if kind == "grammar" and isinstance(grammar, str):
+        return StructuredOutputs(grammar=grammar)
+    raise Refused(400, f"{param} must be of type {KINDS}", code="invalid_value", param=param)
 
 
 def answer_of_form(form: Generation) -> StructuredOutputs | None:

@@ -194,6 +194,66 @@ def test_a_key_from_the_environment_closes_the_server(serving: ModuleType, tmp_p
     assert "one key opens it" in server.said() and serving.KEY not in server.said()
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_log_has_a_key_or_a_prompt_whatever_goes_wrong(serving: ModuleType, tmp_path: Path, log_format: str) -> None:
+    """At the finest level, in either format, and in the audit log."""
+    import httpx2
+
+    plan, wrong = "mysecretplan", "almost the right key"
+    audit = tmp_path / "audit.jsonl"
+    said = {"messages": [{"role": "user", "content": plan}], "max_tokens": 4}
+    broken: dict[str, tuple[int, Any]] = {
+        "whole": (200, said), "streamed": (200, {**said, "stream": True}), "an unknown field": (400, {**said, plan: plan}),
+        "a wrong type": (400, {**said, "temperature": plan}), "an unknown model": (404, {**said, "model": plan}),
+        "too long": (400, {"messages": [{"role": "user", "content": f"{plan} " * 2000}]}),
+        "a regular expression": (400, {**said, "structured_outputs": {"regex": f"({plan}"}}),
+        "a template's variable": (400, {**said, "chat_template_kwargs": {"messages": plan}}),
+        "an unknown tool": (400, {**said, "tools": [{"type": "function", "function": {"name": plan}}], "tool_choice": {
+            "type": "function", "function": {"name": f"{plan}2"}}}),
+    }
+    with serving.Process(tmp_path, "--log-format", log_format, "--audit-log", str(audit), INFERPLANE_API_KEY=serving.KEY,
+                         INFERPLANE_LOG="debug") as server:
+        with httpx2.Client(base_url=server.url, timeout=60, headers={"authorization": f"Bearer {serving.KEY}"}) as http:
+            for name, (status, body) in broken.items():
+                assert http.post("/v1/chat/completions", json=body).status_code == status, name
+            for bad in (plan, f'{{"messages": "{plan}', f'{{"prompt": "{plan}"}}{{}}'):
+                answer = http.post(TEXT, content=bad.encode(), headers={"content-type": "application/json"})
+                serving.assert_error(answer, 400)
+            assert http.get("/v1/models", params={"api_key": serving.KEY}, headers={"authorization": f"Bearer {wrong}"}).status_code == 401
+            assert http.get("/v1/models", headers={"authorization": f"Basic {serving.KEY}"}).status_code == 401
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(f"GET /health HTTP/1.1\r\nauthorization Bearer {serving.KEY}\r\n{plan}\r\n\r\n".encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+        assert server.end() == 0
+    for text in (server.said(), audit.read_text()):
+        assert "/v1/chat/completions" in text, "there is something to look at"
+        assert not [secret for secret in (serving.KEY, wrong, plan) if secret in text]
+
+
+@pytest.mark.parametrize("sent", [
+    pytest.param(b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", id="two-lengths"),
+    pytest.param(b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}", id="lengths-that-differ"),
+    pytest.param(b"transfer-encoding: chunked\r\n\r\nffffffffffffffffffff\r\n{}", id="a-chunk-without-end"),
+    pytest.param(b"transfer-encoding: chunked\r\n\r\n1;" + b"a" * 300_000 + b"\r\n", id="a-chunk-s-extension-without-end"),
+    pytest.param(b"transfer-encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * 100_000, id="trailers-without-end"),
+])
+def test_a_body_that_lies_about_its_length_bounces(server: Any, sent: bytes) -> None:
+    """One request must never be read as two."""
+    import httpx2
+
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n" + sent)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while piece := connection.recv(65536):
+                answer += piece
+    assert answer.count(b"HTTP/1.1 ") <= 1 and answer[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 413", b"HTTP/1.1 431"), answer
+    assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
 def test_it_speaks_https_with_a_certificate(serving: ModuleType, tmp_path: Path) -> None:
     import httpx2
 

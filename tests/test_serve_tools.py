@@ -5,8 +5,10 @@ import json
 import re
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
+import openai
+import pydantic
 import pytest
 from inferplane import AsyncEngine
 from inferplane.errors import ConfigError
@@ -73,6 +75,43 @@ def test_the_model_calls_a_tool_when_it_wants_to(app: Any, serving: ModuleType) 
     [call] = choice.message.tool_calls
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
     assert call.function.name == "get_weather" and json.loads(call.function.arguments)["city"] == "Paris"
+
+
+class Colour(pydantic.BaseModel):
+    name: Literal["red", "blue"]
+    bright: bool
+
+
+class GetWeather(pydantic.BaseModel):
+    """The weather."""
+
+    city: str
+
+
+def test_the_client_s_own_helpers_make_objects_of_answers_and_calls(app: Any, serving: ModuleType) -> None:
+    """They send strict schemas and read what comes, streamed or not, in both APIs."""
+    tool = openai.pydantic_function_tool(GetWeather)
+    flat: Any = {"type": "function", **tool["function"]}
+    chat: Any = {"model": "tiny", "messages": ASKED["messages"], "temperature": 0}
+    response: Any = {"model": "tiny", "input": ASKED["messages"][0]["content"], "temperature": 0, "store": False}
+
+    async def main() -> None:
+        async with app.client() as client:
+            said = await client.chat.completions.parse(**chat, response_format=Colour)
+            called = await client.chat.completions.parse(**chat, tools=[tool])
+            assert isinstance(said.choices[0].message.parsed, Colour)
+            assert called.choices[0].message.tool_calls[0].function.parsed_arguments == GetWeather(city="Paris")
+            async with client.chat.completions.stream(**chat, tools=[tool]) as stream:
+                kinds = {event.type async for event in stream}
+                [call] = (await stream.get_final_completion()).choices[0].message.tool_calls
+            assert "tool_calls.function.arguments.delta" in kinds and call.function.parsed_arguments == GetWeather(city="Paris")
+            assert isinstance((await client.responses.parse(**response, text_format=Colour)).output_parsed, Colour)
+            async with client.responses.stream(**response, tools=[flat]) as events:
+                kinds = {event.type async for event in events}
+                [item] = (await events.get_final_response()).output
+            assert "response.function_call_arguments.done" in kinds and json.loads(item.arguments) == {"city": "Paris"}
+
+    serving.run(main())
 
 
 def test_a_streamed_call_is_the_whole_one_in_pieces(app: Any, serving: ModuleType) -> None:
