@@ -83,8 +83,8 @@ def _tokens(params: Params, address: Address, rig: Rig) -> tuple[str, ...]:
             rig, own, platform=platform, length=LENGTH, quantization=scheme, world=world, collectives=collectives,
         ))
 
-    wanted, scores = answer(alone)
     answers = together(rig, params.int("devices"), work)
+    wanted, scores = answer(alone)
     for rank, found in enumerate(answers):
         expect_same(f"device {rank} against device 0", found, answers[0])
     tokens, ours = answers[0]
