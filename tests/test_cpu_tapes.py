@@ -112,8 +112,8 @@ def test_another_state_and_other_weights_are_recorded_anew(cpu: Platform, record
 
 def test_shapes_that_come_no_more_are_forgotten(cpu: Platform, recordings: list[Any]) -> None:
     tapes, step = Tapes(), _turned(Rope(heads=Dim(1), head_dim=8, frequencies=(1.0,) * 4, dtype="float32"))
-    for rows in (*range(1, MOST_TAPES + 2), MOST_TAPES + 1, 1):
-        run_at(tapes, step, [0] * rows)
+    for blocks in (*range(1, MOST_TAPES + 2), MOST_TAPES + 1, 1):
+        run_at(tapes, step, [0], blocks)
     assert len(recordings) == MOST_TAPES + 2
 
 
@@ -128,9 +128,9 @@ def _turned(spec: Rope) -> Callable[..., Sampled]:
     return step
 
 
-def run_at(tapes: Tapes, step: Any, positions: Sequence[int]) -> Any:
+def run_at(tapes: Tapes, step: Any, positions: Sequence[int], blocks: int = 1) -> Any:
     rows = len(positions)
-    packed, batch, _ = empty(BatchShape(rows, rows, rows, (1,), 1))
+    packed, batch, _ = empty(BatchShape(rows, rows, rows, (blocks,), 1))
     batch.positions[:] = positions
     recorded = tapes.recorded(step, packed.shape)
     assert recorded is not None
@@ -199,9 +199,11 @@ def test_a_tape_keeps_its_arrays_and_lends_the_pages_of_results_that_are_gone() 
     assert (again == 4).all() and (total == 2).all()
 
 
-@pytest.mark.parametrize("shape", [replace(DECODE, longest_query=2), replace(DECODE, edits=1), replace(DECODE, mask_words=4)],
-                         ids=["prefill", "edits", "mask"])
-def test_steps_that_look_at_numbers_are_not_recorded(cpu: Platform, shape: BatchShape, recordings: list[Any]) -> None:
+@pytest.mark.parametrize(
+    "shape", [replace(DECODE, longest_query=2), replace(DECODE, edits=1), replace(DECODE, mask_words=4), BatchShape(65, 65, 65, (4,), 1)],
+    ids=["prefill", "edits", "mask", "many-rows"],
+)
+def test_steps_that_look_at_numbers_or_are_large_are_not_recorded(cpu: Platform, shape: BatchShape, recordings: list[Any]) -> None:
     assert cpu.record(step := _turned(Rope(heads=Dim(1), head_dim=8, frequencies=(1.0,) * 4, dtype="float32")), shape) is step
 
 
@@ -212,3 +214,14 @@ def test_one_kernel_that_does_not_say_so_keeps_a_model_from_being_recorded(cpu: 
     assert norm.kernel is not None
     silent = replace(norm, kernel=replace(norm.kernel, replayable=False))
     assert not Resolution({**resolution.choices, norm.spec: silent}, resolution.mesh).replayable
+
+
+def test_recording_again_and_again_takes_no_more_memory() -> None:
+    pages, places = native.tape_pages(), set()
+    for width in (1, 700, 3, 30_000, 900) * 20:
+        native.record(pages)
+        try:
+            places.add(native.empty((width,), np.float32).ctypes.data)
+        finally:
+            native.stop_recording()
+    assert len(places) == 2

@@ -10,6 +10,8 @@ from ...ops.sample import Sampled
 from ..contract import Step
 from .library import NATIVE
 
+MOST_ROWS = 64
+"""Of a step that is recorded: with more, Python's share is small, and results would keep much memory."""
 MOST_TAPES = 64
 """Kept, each some tens of kilobytes; the one that was not needed for longest goes first."""
 
@@ -39,7 +41,7 @@ class Tapes:
 
     def recorded(self, step: Step, shape: BatchShape) -> Recorded | None:
         """None: this shape is not worth a tape, or what a step does depends on its numbers."""
-        if shape.longest_query > 1 or shape.edits or shape.mask_words:
+        if shape.longest_query > 1 or shape.rows > MOST_ROWS or shape.edits or shape.mask_words:
             return None
         return Recorded(partial(self._run, step))
 

@@ -65,6 +65,12 @@ struct Loan {
     Loan(const Loan&) = delete;
 };
 
+int64_t power_of_two(int64_t bytes) {
+    int64_t power = 4096;  // a page
+    while (power < bytes) power *= 2;
+    return power;
+}
+
 void end_loan(PyObject* capsule) { delete static_cast<Loan*>(PyCapsule_GetPointer(capsule, nullptr)); }
 
 // A tuple or list as borrowed items; anything else as itself.
@@ -250,7 +256,8 @@ PyObject* new_result(PyObject* wanted, PyObject* dtype) {
     if (bytes < (tape ? 1 : small_bytes)) {
         array = PyArray_Empty(shape.len, shape.ptr, type, 0);
     } else {
-        auto loan = std::make_unique<Loan>(tape ? tape->pages() : result_pages(), bytes);
+        // Pages of tapes stay: whole powers of two serve batches that grow by a row at a time.
+        auto loan = tape ? std::make_unique<Loan>(tape->pages(), power_of_two(bytes)) : std::make_unique<Loan>(result_pages(), bytes);
         if (tape) tape->made(loan->pages.memory);
         array = PyArray_NewFromDescr(&PyArray_Type, type, shape.len, shape.ptr, nullptr, loan->pages.memory, NPY_ARRAY_CARRAY, nullptr);
         PyObject* owner = array ? PyCapsule_New(loan.get(), nullptr, end_loan) : nullptr;
