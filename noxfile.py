@@ -21,6 +21,8 @@ PEERS = {
 """Other engines that `bench/peers` compares with, by their packages. Built from source where that makes them faster."""
 QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 """Each case's programs run a few times only."""
+COMPILED = {"cuda": ("sm_80", "sm_90", "sm_100"), "rocm": ("gfx942", "gfx950")}
+"""The chips that each platform's kernels are compiled for."""
 NO_COMPILER = {"CC": "false", "CXX": "false"}
 
 
@@ -127,12 +129,14 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def compiled(session: nox.Session) -> None:
-    """Kernels compiled for five chips that are not there, and their summaries: hours. One chip: `nox -s compiled -- --target sm_90`."""
+    """Kernels compiled for chips that are not there, and their summaries; minutes a chip: `nox -s compiled -- sm_90`, or all five."""
     session.install(*CONSTRAINTS, ".", "torch", "triton")
-    for name in ("cuda", "rocm"):
-        bundle = f"{session.create_tmp()}/{name}"
-        session.run("inferplane", "conformance", "run", "--platform", name, "--grade", "compiled", "--quick", "-o", bundle)
-        session.run("inferplane", "conformance", "summary", bundle, "-o", f"conformance/results/{name}.compiled-quick.json")
+    for name, targets in COMPILED.items():
+        for target in (one for one in targets if one in (session.posargs or targets)):
+            bundle = f"{session.create_tmp()}/{target}"
+            session.run("inferplane", "conformance", "run", "--platform", name, "--grade", "compiled", "--quick", "--target", target,
+                        "-o", bundle)
+            session.run("inferplane", "conformance", "summary", bundle, "-o", f"conformance/results/{name}.compiled-{target}.json")
 
 
 @nox.session
