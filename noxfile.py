@@ -142,11 +142,11 @@ def compiled(session: nox.Session) -> None:
 @nox.session
 def interpreted(session: nox.Session) -> None:
     """Accelerators without one, two cases at a time: each value of each parameter. `nox -s interpreted -- --covering 2`."""
-    session.install(*CONSTRAINTS, ".", "torch", "triton")
-    for name in ("cuda:interpreted", "rocm:interpreted", "xpu:emulated", "gaudi:emulated"):
+    session.install(*CONSTRAINTS, ".", "jax", "torch", "triton")
+    for name in ("cuda:interpreted", "rocm:interpreted", "xpu:emulated", "gaudi:emulated", "tpu:interpreted,devices=4"):
         session.run("inferplane", "conformance", "run", "--platform", name, "--jobs", "2", "--timeout", "300",
                     *(session.posargs or ["--quick"]), "-o", f"{session.create_tmp()}/{name.partition(':')[0]}",
-                    env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
+                    env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"})
 
 
 @nox.session

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from inferplane.ops import DTYPES, Attention, Dim, unpack
 from inferplane.ops.tolerance import within
 from inferplane.platforms.contract import CONTRACT, Availability, Capabilities, Options
 from inferplane.platforms.families.jax import JaxPlatform
+from inferplane.platforms.tpu import QUICK_COMPILE
 
 jax = pytest.importorskip("jax")
 
@@ -28,6 +30,7 @@ class OnlyAttention(JaxPlatform):
     """JAX on the CPU with no other kernel to hide behind."""
 
     name, contract, capabilities = "only-attention", CONTRACT, Capabilities(dtypes=("bfloat16", "float32"))
+    quick_compile = QUICK_COMPILE
 
     @classmethod
     def probe(cls, options: Options) -> Availability:
@@ -54,7 +57,7 @@ def attend(spec: Attention, rows: Sequence[tuple[int, int]], padding: tuple[int,
     q = random.normal(size=(made.packed.shape.tokens, spec.heads.size, spec.key_dim)).astype(DTYPES[spec.dtype])
     sinks = [random.normal(size=spec.heads.size).astype(np.float32)] if spec.sinks else None
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICK_COMPILE)
     def run(q: Any, arrays: Any, integers: Any, floats: Any) -> Any:
         batch, _ = unpack(made.packed.shape, integers, floats)
         return family.attention(Calls(interpret=True, copies=copies), spec, q, Cell(0, arrays), batch, sinks)

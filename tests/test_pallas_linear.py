@@ -1,6 +1,7 @@
 """Quantized products and experts in Pallas, under its TPU interpreter: against the references, and on the suite's cases."""
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from inferplane.ops.tolerance import naive_relative, within
 from inferplane.platforms.contract import CONTRACT, Availability, Capabilities, Options
 from inferplane.platforms.families.jax import JaxPlatform
 from inferplane.platforms.families.supports import SCHEMES
+from inferplane.platforms.tpu import QUICK_COMPILE
 
 jax = pytest.importorskip("jax")
 
@@ -23,6 +25,7 @@ from inferplane.platforms.families.pallas.calls import Calls  # noqa: E402
 from inferplane.platforms.families.pallas.kernels import pallas_kernels  # noqa: E402
 
 CALLS = Calls(interpret=True)
+jitted = partial(jax.jit, compiler_options=QUICK_COMPILE)
 
 
 class OnlyPallas(JaxPlatform):
@@ -30,6 +33,7 @@ class OnlyPallas(JaxPlatform):
 
     name, contract = "only-pallas", CONTRACT
     capabilities = Capabilities(dtypes=("bfloat16", "float32"), schemes=SCHEMES)
+    quick_compile = QUICK_COMPILE
 
     @classmethod
     def probe(cls, options: Options) -> Availability:
@@ -62,7 +66,7 @@ def test_a_product_of_codes_is_that_of_what_they_stand_for(spec: Linear) -> None
     parts: list[Any] = [quantize(random.normal(size=(dim.size, spec.input.size)).astype(np.float32), spec.scheme) for dim in spec.outputs]
     parts += [random.normal(size=dim.size).astype(np.float32) for dim in spec.outputs] if spec.bias else []
     assert quantized.supports(spec) is None
-    made = jax.jit(lambda x, weight: quantized.linear(CALLS, spec, x, weight, None))(x, quantized.prepare(None, spec, parts))
+    made = jitted(lambda x, weight: quantized.linear(CALLS, spec, x, weight, None))(x, quantized.prepare(None, spec, parts))
     wanted, sizes = spec.reference(x, parts, None), spec.magnitude(x, parts, None)
     for one, right, size in zip(*(value if isinstance(value, tuple) else (value,) for value in (made, wanted, sizes)), strict=True):
         assert within(np.asarray(one), right, depth=spec.tolerance.depth, magnitude=size) is None
@@ -104,7 +108,7 @@ def test_each_token_gets_the_answers_of_its_own_experts(spec: Moe, tokens: int) 
     shapes += [shape[:2] for shape in shapes] if spec.bias else []
     parts = [random.normal(size=shape).astype(dtype) for shape in shapes]
     assert experts.supports(spec) is None
-    made = jax.jit(lambda *given: experts.moe(CALLS, spec, *given, None))(x, chosen, weights, experts.prepare(None, spec, parts))
+    made = jitted(lambda *given: experts.moe(CALLS, spec, *given, None))(x, chosen, weights, experts.prepare(None, spec, parts))
     inputs = (x, chosen, weights, parts, None)
     usual, wanted = naive.moe(spec)(*inputs), spec.reference(*inputs)
     assert naive_relative(np.asarray(made), usual, wanted, halves=2, magnitude=spec.magnitude(*inputs)) is None
