@@ -60,7 +60,7 @@ def neutral(session: nox.Session) -> None:
 def schemathesis(session: nox.Session) -> None:
     """Requests that schemathesis makes from the server's own description, and answers that keep to it."""
     session.install(*CONSTRAINTS, ".[dev,serve]", "schemathesis>=4.0")
-    session.run("pytest", "tests/test_serve_schema.py", *session.posargs,
+    session.run("pytest", "-o", "faulthandler_timeout=3600", "tests/test_serve_schema.py", *session.posargs,
                 env={"SERVE_SCHEMA_EXAMPLES": "200", "OPENBLAS_NUM_THREADS": "1"})
 
 

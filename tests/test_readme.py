@@ -4,8 +4,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +20,11 @@ COMMANDS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 TOML = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
 PROMISED = re.findall(r"It says `(.*?)`", README)[0]
+SERVE = (
+    *(block for block in COMMANDS if "&& inferplane serve" in block), *(block for block in COMMANDS if block.startswith("curl ")),
+    *(code for code in PYTHON if "openai" in code),
+)
+"""The section's three: to start it, to ask it by curl, and by OpenAI's client."""
 INSTALL, TEST, *_ = (block.strip() for block in COMMANDS)
 
 
@@ -42,17 +50,19 @@ def test_every_link_leads_somewhere() -> None:
     assert not broken, broken
 
 
+def assert_served(curl: str, client: str, folder: Path) -> None:
+    asked = subprocess.run(["bash", "-e", "-c", curl], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert json.loads(asked.stdout)["choices"][0]["message"]["content"] == "85", asked.stderr
+    streamed = subprocess.run([sys.executable, "-c", client], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert streamed.stdout == "blue fox 42", streamed.stderr
+
+
 def test_the_server_answers_curl_and_the_client_as_it_says(serving: ModuleType, tmp_path: Path) -> None:
-    [start] = [block for block in COMMANDS if "inferplane serve" in block]
+    start, *asked = SERVE
     assert start.strip() == "pip install '.[serve]' && inferplane serve"
-    [curl] = [block for block in COMMANDS if block.startswith("curl ")]
-    [client] = [code for code in PYTHON if "openai" in code]
     with serving.Process(tmp_path) as server:
-        curl, client = (text.replace("http://127.0.0.1:8000", server.url) for text in (curl, client))
-        asked = subprocess.run(["bash", "-e", "-c", curl], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert json.loads(asked.stdout)["choices"][0]["message"]["content"] == "85", asked.stderr
-        streamed = subprocess.run([sys.executable, "-c", client], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert streamed.stdout == "blue fox 42", streamed.stderr
+        curl, client = (text.replace("http://127.0.0.1:8000", server.url) for text in asked)
+        assert_served(curl, client, tmp_path)
 
 
 def test_the_settings_file_is_accepted(tmp_path: Path) -> None:
@@ -72,12 +82,41 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     assert done.stdout.strip()
 
 
-@pytest.mark.slow
-def test_the_first_command_works_in_a_fresh_environment(tmp_path: Path) -> None:
-    """Everything from an empty virtual environment to an answer from the embedded model."""
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], subprocess.CompletedProcess[str]]:
+    """The variables of an environment that was empty, and what the first command said in it."""
+    folder = tmp_path_factory.mktemp("fresh") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("INFERPLANE_", "VIRTUAL_ENV", "PYTHON"))}
-    variables = {**kept, "PATH": f"{tmp_path / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-e", "-c", INSTALL], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=540)
+    variables = {**kept, "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    return variables, subprocess.run(["bash", "-e", "-c", INSTALL], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=540)
+
+
+@pytest.mark.slow
+def test_the_first_command_works_in_a_fresh_environment(fresh: tuple[dict[str, str], subprocess.CompletedProcess[str]]) -> None:
+    """Everything from an empty virtual environment to an answer from the embedded model."""
+    _, done = fresh
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == PROMISED
+
+
+@pytest.mark.slow
+def test_the_serve_section_works_in_a_fresh_environment(
+    fresh: tuple[dict[str, str], subprocess.CompletedProcess[str]], tmp_path: Path,
+) -> None:
+    """As it stands there, port and all; only the client is the tests' own."""
+    with socket.socket() as probe:
+        if not probe.connect_ex(("127.0.0.1", 8000)):
+            pytest.skip("something listens on port 8000")
+    start, curl, client = SERVE
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(["bash", "-e", "-c", start], cwd=ROOT, env=fresh[0], stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + 540
+        while "ready  http://127.0.0.1:8000/v1" not in (said := (tmp_path / "log").read_text()):
+            assert server.poll() is None and time.monotonic() < end, said[-4000:]
+            time.sleep(0.2)
+        assert_served(curl, client, tmp_path)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        assert server.wait(60) in (0, -signal.SIGTERM), "the shell ends by the signal; the server in it as it should"
