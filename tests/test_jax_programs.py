@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from inferplane.core.loader import LoadOptions, load  # noqa: E402
 from inferplane.platforms.contract import Options  # noqa: E402
 from inferplane.platforms.families.jax import programs  # noqa: E402
 from inferplane.platforms.families.pallas import interpreted_speed  # noqa: E402
+from inferplane.platforms.families.pallas.calls import Calls  # noqa: E402
 from inferplane.platforms.reference import Reference  # noqa: E402
 from inferplane.platforms.tpu import Tpu  # noqa: E402
 from jax.experimental import pallas as pl  # noqa: E402
@@ -100,6 +102,26 @@ def test_models_of_one_shape_share_their_steps_and_not_their_weights() -> None:
         np.testing.assert_array_equal(ours, wanted)
         counts.append(len(programs._kept))
     assert counts == [2, 2], "a prefill and a decode"
+
+
+def test_threads_do_not_disturb_each_other_under_the_interpreter() -> None:
+    """Its memory is the process's: kernels that overlap would be told that a block was visited twice, or find another's."""
+    def copy(source: Any, out: Any) -> None:
+        out[...] = source[...] * 2
+
+    call = pl.pallas_call(copy, grid=(8,), in_specs=[pl.BlockSpec((1, 8), lambda row: (row, 0))],
+                          out_specs=pl.BlockSpec((1, 8), lambda row: (row, 0)), out_shape=jax.ShapeDtypeStruct((8, 8), jnp.float32),
+                          interpret=Calls(interpret=True)._interpreter())
+    run = shared(lambda x, state: (call(x), state))
+
+    def steps(start: int) -> None:
+        for step in range(40):
+            x = np.full((8, 8), start + step, np.float32)
+            np.testing.assert_array_equal(run(x, ONES.copy())[0], 2 * x)
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(steps, 1000 * place) for place in range(3)]:
+            done.result()
 
 
 def test_callbacks_of_others_get_what_jax_gives() -> None:

@@ -16,7 +16,7 @@ MOST = 192
 """Programs that are kept; the one that was not asked for longest goes first."""
 
 _kept: OrderedDict[Any, Any] = OrderedDict()
-_lock = Lock()
+_lock, _starting = Lock(), Lock()
 
 
 def shared(function: Callable[..., Any], place: Any, options: Mapping[str, Any]) -> Callable[..., Any]:
@@ -31,7 +31,9 @@ def shared(function: Callable[..., Any], place: Any, options: Mapping[str, Any])
         traced = jitted.trace(*arguments)
         if (one := found.get(id(traced.jaxpr))) is None:
             one = found[id(traced.jaxpr)] = traced.jaxpr, _program(traced, place)
-        return one[1](*arguments)
+        # JAX looks up the last effect that is to be waited for, and renews it, without a lock: interpreted kernels would overlap.
+        with _starting:
+            return one[1](*arguments)
 
     return run
 
