@@ -217,11 +217,18 @@ def test_one_kernel_that_does_not_say_so_keeps_a_model_from_being_recorded(cpu: 
 
 
 def test_recording_again_and_again_takes_no_more_memory() -> None:
-    pages, places = native.tape_pages(), set()
+    pages, places, tapes = native.tape_pages(), set(), []
     for width in (1, 700, 3, 30_000, 900) * 20:
-        native.record(pages)
+        tapes.append(native.record(pages))
         try:
             places.add(native.empty((width,), np.float32).ctypes.data)
         finally:
             native.stop_recording()
     assert len(places) == 2
+
+
+def test_a_tape_that_nobody_keeps_records_nothing() -> None:
+    native.record(native.tape_pages())
+    rows = native.empty((3,), np.float32)
+    native.scale(np.ones(3, np.float32), 2.0, rows)
+    assert rows.tolist() == [2.0, 2.0, 2.0]

@@ -9,6 +9,7 @@ namespace inferplane {
 thread_local Tape* Tape::recording = nullptr;
 
 Tape::~Tape() {
+    if (recording == this) recording = nullptr;
     for (PyObject* array : held_) Py_DECREF(array);
 }
 
