@@ -13,13 +13,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx2
 import psutil
 
 from ...errors import ConfigError, InferplaneError
@@ -148,8 +148,9 @@ def _vllm_server(asked: Comparison, room: Room) -> Iterator[tuple[subprocess.Pop
         port = free.getsockname()[1]
     url, log = f"http://127.0.0.1:{port}", asked.models / asked.shape / "vllm-server.log"
     with log.open("wb") as said:
-        process = subprocess.Popen([asked.pythons["vllm"].absolute(), *vllm_cpu.server(asked.checkpoint.resolve(), room, port)],
-                                   env=os.environ | vllm_cpu.environment(room), stdout=said, stderr=said, start_new_session=True)
+        variables = [f"{name}={value}" for name, value in vllm_cpu.environment(room).items()]
+        command = [asked.pythons["vllm"].absolute(), *vllm_cpu.server(asked.checkpoint.resolve(), room, port)]
+        process = subprocess.Popen(["env", *variables, *command], stdout=said, stderr=said, start_new_session=True)
         try:
             _wait_until_healthy(process, url, log)
             yield process, url
@@ -165,9 +166,9 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -
     end = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < end:
         try:
-            if httpx2.get(f"{url}/health").status_code == 200:
+            with urllib.request.urlopen(f"{url}/health", timeout=START_SECONDS):
                 return
-        except httpx2.HTTPError:
+        except OSError:
             pass
         time.sleep(0.5)
     raise ConfigError(f"vLLM's server did not start; {log} says why.")
