@@ -15,12 +15,14 @@ TEMPERATURES = ("0", "0.3", "1", "1.7", "mixed")
 
 
 def _logits(params: Params, random: np.random.Generator, samples: int, vocab: int) -> np.ndarray:
-    """flat: zeros of both signs, which are one value."""
+    """flat: one value in each row; in every other row it is 0, of both signs."""
     logits = random.normal(0, 3, (samples, vocab)).astype(np.float32)
     if params["logits"] == "ties":
         logits = np.round(logits)
     elif params["logits"] == "flat":
-        logits[:] = random.choice([0.0, -0.0], logits.shape)
+        logits[:] = 0.5
+        logits[1::2] = 0.0
+        logits[1::2, ::2] = -0.0
     elif params["logits"] == "peaked":
         logits[np.arange(samples), random.integers(0, vocab, samples)] += 20
     elif params["logits"] == "negative":
