@@ -220,7 +220,7 @@ def test_a_slow_servers_pauses_are_what_is_measured(fake: Fake) -> None:
     found = fake.measure(Load(concurrency=1, requests=6, prompt_tokens=(5, 5), output_tokens=(4, 4)), Slo(ttft_ms=350, itl_ms=1000))
     assert found["completed"] == 6 and found["output_tokens_per_second"] == pytest.approx(24 / found["seconds"])
     assert 100 <= found["ttft_ms"]["min"] < 350 and 600 <= found["ttft_ms"]["max"] < 1000
-    assert found["itl_ms"]["min"] >= 50 and found["mean_itl_ms"]["p50"] < 150
+    assert found["itl_ms"]["min"] > 25 and found["mean_itl_ms"]["p50"] < 150, "a token that is read late is closer to the next one"
     assert found["goodput"]["good"] == 3
     assert 0 < found["client_cpu_seconds"] < found["seconds"]
 
