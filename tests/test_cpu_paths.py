@@ -19,7 +19,7 @@ native = pytest.importorskip("inferplane.platforms.cpu._native", reason="the C++
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "platforms/cpu/native"
 CHECK = ROOT / "tests/native/check_paths.cpp"
-PYTHON_SIDE = re.compile(r"bind_|arguments|module")
+PYTHON_SIDE = re.compile(r"bind_|arguments|module|tape")
 ARM_COMPILER, ARM_LIBRARIES = "aarch64-linux-gnu-g++", "/usr/aarch64-linux-gnu"
 PATHS = {"x86_64": ["portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"], "aarch64": ["portable", "neon", "neon_bf16"]}
 
