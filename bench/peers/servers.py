@@ -149,7 +149,7 @@ def _vllm_server(asked: Comparison, room: Room) -> Iterator[tuple[subprocess.Pop
     url, log = f"http://127.0.0.1:{port}", asked.models / asked.shape / "vllm-server.log"
     with log.open("wb") as said:
         variables = [f"{name}={value}" for name, value in vllm_cpu.environment(room).items()]
-        command = [asked.pythons["vllm"].absolute(), *vllm_cpu.server(asked.checkpoint.resolve(), room, port)]
+        command = [str(asked.pythons["vllm"].absolute()), *vllm_cpu.server(asked.checkpoint.resolve(), room, port)]
         process = subprocess.Popen(["env", *variables, *command], stdout=said, stderr=said, start_new_session=True)
         try:
             _wait_until_healthy(process, url, log)
