@@ -955,7 +955,7 @@ def follow(platform: Platform, model: str, temperatures: Sequence[float]) -> lis
 
 
 def step_plan(number: int, rows: list[RowPlan], chosen: tuple[int, ...]) -> StepPlan:
-    return SimpleNamespace(number=number, rows=tuple(rows), samples=chosen)  # type: ignore[return-value]
+    return StepPlan(number, 0.0, tuple(rows), chosen, sum(row.count for row in rows))
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -123,7 +123,7 @@ def _served(url: str, process: psutil.Process, many: Work) -> dict[str, float]:
     found = _figures(url, all_at_once)
     return {
         "tokens_per_s": found["output_tokens_per_second"], "first_token_ms": first["ttft_ms"]["p50"],
-        "gap_ms": found["itl_ms"]["p50"], "client_cpu_seconds": found["client_cpu_seconds"],
+        "gap_ms": found["mean_itl_ms"]["p50"], "client_cpu_seconds": found["client_cpu_seconds"],
         "server_cpu_seconds": _cpu_seconds(process) - before, "seconds": found["seconds"],
     }
 
