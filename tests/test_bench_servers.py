@@ -29,7 +29,7 @@ def peer(tmp_path: Path) -> Path:
 
 
 def compared(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["servers", "--shape", "tiny", "--prompt-tokens", "8", "--output-tokens", "4", "--requests", "3",
+    monkeypatch.setattr(sys, "argv", ["servers", "--shape", "tiny", "--prompt-tokens", "8", "--output-tokens", "64", "--requests", "8",
                                       "--threads", "1", *options])
     return servers.main()
 
