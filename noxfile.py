@@ -12,7 +12,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.error_on_missing_interpreters = True
 
 CONSTRAINTS = ["-c", "ci/constraints.txt"]
-NEEDS_A_FRAMEWORK = re.compile(r"importorskip|\bcheckpoints\b")
+NEEDS_A_FRAMEWORK = re.compile(r"""importorskip\((?:"(?:jax|libtpu|torch|transformers|triton)\b|[a-z])|\bcheckpoints\b""")
 PEERS = {
     "openvino": ["openvino-genai", "optimum-intel", "nncf", "torch==2.13.0"],
     "llama": ["llama-cpp-python", "gguf"],
