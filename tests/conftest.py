@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from inferplane import AsyncEngine
 
 BUDGET_SECONDS = 30 * 60
 """A run of every test, on two cores. What grows past it is a defect like any other."""
@@ -73,6 +75,28 @@ def serving() -> ModuleType:
     pytest.importorskip("openai")
     pytest.importorskip("starlette")
     return _sibling("serving")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[AsyncEngine]:
+    """The embedded model on the cpu, for a file that does not make its own."""
+    made = AsyncEngine(platform="cpu", kv_cache_memory_gb=0.2)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def app(serving: ModuleType, engine: AsyncEngine) -> Any:
+    """The server in this process, as it comes."""
+    return serving.App(engine)
+
+
+@pytest.fixture
+def nothing_leaks(engine: AsyncEngine) -> Iterator[None]:
+    """Afterwards nobody is inside, and no block is held but the null one."""
+    yield
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, set(stats.kv.held_blocks)) == (0, 0, {0})
 
 
 @pytest.fixture(scope="session")

@@ -27,13 +27,6 @@ NAME = re.compile(r"\b(?:vllm|inferplane|process)[:_][\w:]+")
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[AsyncEngine]:
-    made = AsyncEngine(platform="cpu", kv_cache_memory_gb=0.1)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def process(serving: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with serving.Process(tmp_path_factory.mktemp("console")) as made:
         yield made

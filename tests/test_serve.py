@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -11,27 +10,14 @@ import numpy as np
 import pytest
 from inferplane import AsyncEngine, SamplingParams
 
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
 FOX = "blue fox 42"
 LOUD = {"temperature": 1.5, "max_tokens": 24, "seed": 5, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[AsyncEngine]:
-    made = AsyncEngine(platform="cpu", kv_cache_memory_gb=0.1)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def app(serving: ModuleType, engine: AsyncEngine) -> Any:
     return serving.App(engine, api_keys=(serving.KEY,), served_model_names=("tiny", "other"))
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(engine: AsyncEngine) -> Iterator[None]:
-    yield
-    stats = engine.stats()
-    assert (stats.running, stats.waiting, set(stats.kv.held_blocks)) == (0, 0, {0})
 
 
 def offline(engine: AsyncEngine, prompt: Any, serving: ModuleType, **params: Any) -> Any:

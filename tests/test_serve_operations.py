@@ -4,7 +4,6 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -16,13 +15,6 @@ from inferplane.errors import ConfigError
 
 PLAIN = {"prompt": "Once upon a midnight", "max_tokens": 4}
 OTHER = "another key"
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[AsyncEngine]:
-    made = AsyncEngine(platform="cpu", kv_cache_memory_gb=0.1)
-    yield made
-    made.close()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

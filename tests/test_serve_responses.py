@@ -2,18 +2,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import openai
 import pytest
-from inferplane import AsyncEngine
 from inferplane.serving.routes.response_output import Output
 from inferplane.serving.stream import Event
 from inferplane.serving.turns.reader import Arguments, Call, Thought, Words
 
 pytest.importorskip("llguidance")
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
 WEATHER: Any = {"type": "function", "name": "get_weather", "description": "The weather.", "parameters": {
     "type": "object", "required": ["city"], "properties": {"city": {"type": "string", "maxLength": 12}}}}
@@ -21,25 +20,6 @@ CLOCK: Any = {"type": "function", "name": "clock", "parameters": {
     "type": "object", "required": ["zone"], "properties": {"zone": {"enum": ["UTC", "CET"]}}}}
 ASKED: Any = {"model": "tiny", "input": "What is the weather in Paris?", "tools": [WEATHER], "temperature": 0, "store": False}
 CALLED = {"type": "function_call", "call_id": "c1", "name": "get_weather", "arguments": '{"city": "Paris"}'}
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[AsyncEngine]:
-    made = AsyncEngine(platform="cpu", kv_cache_memory_gb=0.2)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def app(serving: ModuleType, engine: AsyncEngine) -> Any:
-    return serving.App(engine)
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(engine: AsyncEngine) -> Iterator[None]:
-    yield
-    stats = engine.stats()
-    assert (stats.running, stats.waiting, set(stats.kv.held_blocks)) == (0, 0, {0})
 
 
 def asked(app: Any, serving: ModuleType, **body: Any) -> Any:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from inferplane.serving.config import ServeConfig
 from inferplane.serving.service import Service
 
 pytest.importorskip("llguidance")
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
 WEATHER: Any = {"type": "function", "function": {"name": "get_weather", "description": "The weather.", "parameters": {
     "type": "object", "required": ["city"], "properties": {
@@ -25,25 +25,6 @@ WEATHER: Any = {"type": "function", "function": {"name": "get_weather", "descrip
 CLOCK: Any = {"type": "function", "function": {"name": "clock", "parameters": {
     "type": "object", "required": ["zone"], "properties": {"zone": {"enum": ["UTC", "CET"]}}}}}
 ASKED: Any = {"model": "tiny", "messages": [{"role": "user", "content": "What is the weather in Paris?"}], "tools": [WEATHER, CLOCK]}
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[AsyncEngine]:
-    made = AsyncEngine(platform="cpu", kv_cache_memory_gb=0.2)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def app(serving: ModuleType, engine: AsyncEngine) -> Any:
-    return serving.App(engine)
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(engine: AsyncEngine) -> Iterator[None]:
-    yield
-    stats = engine.stats()
-    assert (stats.running, stats.waiting, set(stats.kv.held_blocks)) == (0, 0, {0})
 
 
 def asked(app: Any, serving: ModuleType, **body: Any) -> Any:
