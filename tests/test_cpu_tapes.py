@@ -72,6 +72,18 @@ def test_tokens_are_those_of_steps_that_are_not_recorded(
     assert count < 12, "a shape is recorded once, and not in every step"
 
 
+def test_a_replayed_step_draws_by_the_parameters_of_its_own_batch(recordings: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = [PARAMS[name] for name in ("greedy", "drawn", "greedy")]
+    with LLM(platform="cpu", enable_prefix_caching=False) as llm:
+        first = drawn(llm, turns[0], (5, 9))
+        count, platform = len(recordings), llm.loaded.platform
+        replayed = [first, *(drawn(llm, params, (5, 9)) for params in turns[1:])]
+        assert len(recordings) == count > 0
+        monkeypatch.setattr(platform, "record", platform.compile)
+        assert replayed == [drawn(llm, params, (5, 9)) for params in turns]
+    assert replayed[0] != replayed[1]
+
+
 def loaded_tiny(platform: Platform) -> Loaded:
     return load(RandomWeights.named("tiny"), platform, LoadOptions())
 
