@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -24,37 +24,42 @@ READY = re.compile(r"^ *ready +(https?://\S+)/v1", re.MULTILINE)
 
 
 class OwnServer:
-    """`inferplane serve` under way. url: where it listens, without /v1."""
+    """A server's process under way. url: where it listens, without /v1."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process, self._log, self.url = process, log, ""
         self._seen = psutil.Process(process.pid)
 
-    def wait(self) -> None:
-        """Until it answers. Raises `ConfigError` with its last words."""
+    def wait(self, address: Callable[[], str | None]) -> None:
+        """Until it answers. address: where, once it does. Raises `ConfigError` with its last words."""
         end = time.monotonic() + START_SECONDS
-        while not (found := READY.search(self.said())):
+        while not (found := address()):
             code = self.process.poll()
             if code is not None or time.monotonic() > end:
                 what = f"ended with code {code}" if code is not None else f"was not ready within {START_SECONDS:g} s"
                 last = "\n".join(self.said().strip().splitlines()[-SHOWN_LINES:])
                 raise ConfigError(f"the server that was started for the run {what}. It said:\n{last}")
             time.sleep(0.05)
-        self.url = found[1]
+        self.url = found
+
+    def told_address(self) -> str | None:
+        """That `inferplane serve` has said."""
+        found = READY.search(self.said())
+        return found[1] if found else None
 
     def said(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def cpu_seconds(self) -> float:
-        """Of all its threads, so far."""
-        times = self._seen.cpu_times()
-        return float(times.user + times.system)
+        """Of it and of the processes it started, so far."""
+        times = [one.cpu_times() for one in (self._seen, *self._seen.children(recursive=True))]
+        return float(sum(one.user + one.system for one in times))
 
     def resident_bytes(self) -> int:
         return int(self._seen.memory_info().rss)
 
     def end(self) -> int:
-        """SIGTERM, or at last SIGKILL; its exit code."""
+        """SIGTERM, or at last SIGKILL, where it runs still; its exit code."""
         self.process.terminate()
         try:
             return self.process.wait(END_SECONDS)
@@ -86,10 +91,9 @@ def own_server(options: Sequence[str], *, shape: str | None = None, progress: Pr
         try:
             if progress:
                 progress("starting the server", 0, 1)
-            server.wait()
+            server.wait(server.told_address)
             if progress:
                 progress("starting the server", 1, 1)
             yield server
         finally:
-            if process.poll() is None:
-                server.end()
+            server.end()

@@ -12,7 +12,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,14 +19,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
-
 from ...errors import ConfigError, InferplaneError
 from ..machine import describe_machine, describe_versions, today
 from ..serve import Target, run_serve
 from ..serve_figures import Slo
 from ..serve_load import Load
-from ..serve_server import START_SECONDS, own_server
+from ..serve_server import OwnServer, own_server
 from ..work import Work
 from . import vllm_cpu
 from .compare import Comparison, Engine, engine
@@ -39,7 +36,7 @@ FORMAT = 1
 WEIGHTS = "bf16"
 FIRST_TOKEN_REQUESTS = 7
 """One after the other, of which the median counts."""
-ENDS_WITHIN_SECONDS = 30.0
+HEALTH_SECONDS = 10.0
 
 
 def main() -> int:
@@ -78,16 +75,11 @@ def _compare(asked: Comparison, many: Work) -> dict[str, Any]:
     runs = []
     with ExitStack() as opened:
         offline = opened.enter_context(engine(asked, OURS.name, WEIGHTS))
-        own = opened.enter_context(own_server(options))
-        servers = {"ours": own.url}
-        processes = {"ours": psutil.Process(own.process.pid)}
-        for peer in asked.peers:
-            process, servers[peer] = opened.enter_context(_vllm_server(asked, room))
-            processes[peer] = psutil.Process(process.pid)
+        servers = {"ours": opened.enter_context(own_server(options))}
+        servers |= {peer: opened.enter_context(_vllm_server(asked, room)) for peer in asked.peers}
         for turn in range(asked.rounds):
             found = [{"who": "offline", **_offline(offline, many)}]
-            for who, url in servers.items():
-                found.append({"who": who, **_served(url, processes[who], many)})
+            found += [{"who": who, **_served(server, many)} for who, server in servers.items()]
             for one in found:
                 runs.append({"round": turn, **one})
                 print(f"servers: round {turn + 1}, {one['who']}: {one['tokens_per_s']:,.1f} tokens/s, first token of one request after "
@@ -112,66 +104,52 @@ def _measured(ours: Engine, work: Work) -> Mapping[str, Any]:
     return found
 
 
-def _served(url: str, process: psutil.Process, many: Work) -> dict[str, float]:
+def _served(server: OwnServer, many: Work) -> dict[str, float]:
     """cpu_seconds: of the client and of all of the server's processes, while the throughput was measured."""
     prompt, answer = (many.prompt_tokens,) * 2, (many.output_tokens,) * 2
     one = Load(concurrency=1, requests=FIRST_TOKEN_REQUESTS, prompt_tokens=prompt, output_tokens=(1, 1), seed=secrets.randbits(31))
     all_at_once = Load(concurrency=many.requests, requests=many.requests, prompt_tokens=prompt, output_tokens=answer,
                        seed=secrets.randbits(31))
-    first = _figures(url, one)
-    before = _cpu_seconds(process)
-    found = _figures(url, all_at_once)
+    first, found = _figures(server, one), _figures(server, all_at_once)
     return {
         "tokens_per_s": found["output_tokens_per_second"], "first_token_ms": first["ttft_ms"]["p50"],
         "gap_ms": found["mean_itl_ms"]["p50"], "client_cpu_seconds": found["client_cpu_seconds"],
-        "server_cpu_seconds": _cpu_seconds(process) - before, "seconds": found["seconds"],
+        "server_cpu_seconds": found["server_cpu_seconds"], "seconds": found["seconds"],
     }
 
 
-def _figures(url: str, load: Load) -> Mapping[str, Any]:
-    [found] = run_serve(load, Slo(), Target(url), tell=lambda progress: None)["results"]
+def _figures(server: OwnServer, load: Load) -> Mapping[str, Any]:
+    [found] = run_serve(load, Slo(), Target(server.url), tell=lambda progress: None, own=server)["results"]
     if found["errors"]:
-        raise ConfigError(f"{url} answered with errors: {found['errors_said'] or found['errors']}")
+        raise ConfigError(f"{server.url} answered with errors: {found['errors_said'] or found['errors']}")
     return found
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return float(sum(one.user + one.system for one in times))
-
-
 @contextmanager
-def _vllm_server(asked: Comparison, room: Room) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """(its process, its address), when it answers."""
+def _vllm_server(asked: Comparison, room: Room) -> Iterator[OwnServer]:
+    """When it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url, log = f"http://127.0.0.1:{port}", asked.models / asked.shape / "vllm-server.log"
+    variables = [f"{name}={value}" for name, value in vllm_cpu.environment(room).items()]
+    command = [str(asked.pythons["vllm"].absolute()), *vllm_cpu.server(asked.checkpoint.resolve(), room, port)]
     with log.open("wb") as said:
-        variables = [f"{name}={value}" for name, value in vllm_cpu.environment(room).items()]
-        command = [str(asked.pythons["vllm"].absolute()), *vllm_cpu.server(asked.checkpoint.resolve(), room, port)]
         process = subprocess.Popen(["env", *variables, *command], stdout=said, stderr=said, start_new_session=True)
-        try:
-            _wait_until_healthy(process, url, log)
-            yield process, url
-        finally:
-            process.terminate()
-            try:
-                process.wait(ENDS_WITHIN_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    server = OwnServer(process, log)
+    try:
+        server.wait(lambda: url if _is_healthy(url) else None)
+        yield server
+    finally:
+        server.end()
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=START_SECONDS):
-                return
-        except OSError:
-            pass
-        time.sleep(0.5)
-    raise ConfigError(f"vLLM's server did not start; {log} says why.")
+def _is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=HEALTH_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def _table(record: Mapping[str, Any]) -> str:
