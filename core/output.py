@@ -76,7 +76,7 @@ def logprobs_of(tokenizer: Tokenizer | None, token: int, asked: int, sampled: Sa
 
     count = len(sampled.top_tokens[place]) if asked == -1 else asked
     best, values = sampled.top_tokens[place][:count], sampled.top_logprobs[place][:count]
-    ranks = {int(one): rank for rank, one in enumerate(best, 1)}
+    ranks = {int(other): rank for rank, other in enumerate(best, 1)}
     entry = {token: one(token, float(sampled.logprob[place]), ranks.get(token))}
     for other, value in zip(ranks, values, strict=True):
         entry.setdefault(other, one(other, float(value), ranks[other]))
