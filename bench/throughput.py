@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -32,7 +33,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Throughput:
-    """A work's figure: the median of its runs, against what the machine could do while they ran."""
+    """A work's figure: the median of its runs, against what the machine could do while they ran.
+
+    of_limit: the median of runs, each against the limits measured before and after it.
+    """
 
     work: Work
     counted: str
@@ -57,12 +61,14 @@ def measure_throughput(llm: LLM, work: Work, repeats: int, rng: np.random.Genera
         limits.append(measure_limits(llm.loaded.platform))
         tell(done + 1)
     rates = [work.counted_tokens / run.seconds for run in runs]
-    found = bound(work, cost(llm.loaded.model), typical(limits))
+    needs = cost(llm.loaded.model)
+    found = bound(work, needs, typical(limits))
+    around = [bound(work, needs, typical(pair)) for pair in pairwise(limits)]
     return Throughput(
         work, work.counted, median(rates), min(rates), max(rates),
         limit_tokens_per_second=found.tokens_per_second if found else None,
         limit_by=found.by if found else None,
-        of_limit=median(rates) / found.tokens_per_second if found else None,
+        of_limit=median(rate / one.tokens_per_second for rate, one in zip(rates, around, strict=True) if one) if found else None,
         host_percent=100 * median(run.host_seconds / run.seconds for run in runs),
         cores_used=median(run.cpu_seconds / run.seconds for run in runs),
         limits=typical(limits), runs=tuple(runs),

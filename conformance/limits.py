@@ -45,13 +45,13 @@ def typical(measured: Sequence[Limits]) -> Limits:
 
 
 def _read_rate() -> float:
-    """Bytes per second that NumPy reads with a thread for each core: the best of some passes."""
+    """Bytes per second that NumPy reads with a thread for each core: the median of some passes."""
     threads = psutil.cpu_count() or 1
     parts = np.array_split(np.ones(BUFFER_BYTES // 8, np.int64), threads)
-    best = 0.0
+    rates = []
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(REPEATS):
             start = time.perf_counter()
             list(pool.map(np.bitwise_or.reduce, parts))
-            best = max(best, BUFFER_BYTES / (time.perf_counter() - start))
-    return best
+            rates.append(BUFFER_BYTES / (time.perf_counter() - start))
+    return median(rates)

@@ -316,7 +316,7 @@ class Platform(ABC):
     def memory(self) -> Memory: ...
 
     def measure_limits(self) -> Mapping[str, float]:
-        """What the device can do at best, measured now: read_bytes_per_second, float32_flops, int8_ops, ... Optional."""
+        """What the device can do, measured now: read_bytes_per_second (the usual rate), and float32_flops, int8_ops, ... (the best). Optional."""
         return {}
 
     def tune_kernels(

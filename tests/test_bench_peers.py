@@ -75,7 +75,8 @@ def test_an_environment_that_is_missing_is_named_with_its_session(tmp_path: Path
 
 def run(peer: str, turn: int, rate: float, beside: str = "openvino", failed: str | None = None) -> dict[str, Any]:
     measured = {"version": "9.1", "tokens_per_s": rate, "load_s": 2.0, "peak_bytes": 3 * 10**9}
-    said = {"peer": peer, "weights": "int8", "work": "decode1", "round": turn, "beside": beside, "failed": failed}
+    most = {"tokens_per_second": 32.0 + 8 * turn, "by": "memory"}
+    said = {"peer": peer, "weights": "int8", "work": "decode1", "round": turn, "beside": beside, "failed": failed, "bound": most}
     return said if failed else said | measured
 
 
@@ -83,7 +84,6 @@ def record(*runs: dict[str, Any]) -> dict[str, Any]:
     return {
         "shape": "llama-1b", "threads": 2, "date": "2026-11-22T10:00:00+00:00", "rounds": 3, "machine": {"cpu": "A Processor"},
         "limits": {"read_bytes_per_second": 40e9, "flops": {"bfloat16": 9e11}}, "runs": list(runs),
-        "bounds": {"int8": {"decode1": {"tokens_per_second": 32.0, "by": "memory"}}},
     }
 
 
@@ -92,6 +92,7 @@ def test_ratios_are_those_of_neighbours() -> None:
     runs = [run(peer, turn, rate) for turn, pair in enumerate(pairs) for peer, rate in zip(("ours", "openvino"), pair, strict=True)]
     [row] = rows(record(*runs))
     assert (row.ours, row.tokens_per_s, row.ratio) == (20.0, 5.0, 2.0)
+    assert (row.limit, row.of_limit) == (40.0, 20.0 / 40.0), "each run against the limits around it"
 
 
 def test_the_table_has_a_line_for_each_peer_and_says_who_failed() -> None:

@@ -10,20 +10,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ...conformance.limits import Limits, measure_limits, typical
+from ...conformance.limits import measure_limits, typical
 from ...core.models import model_class
 from ...core.quantization import choose_precision
 from ...errors import ConfigError, suggest
 from ...model_zoo.base import UNQUANTIZED
 from ...platforms import registry
 from ..machine import describe_machine, today
-from ..roofline import Bound, bound, cost
+from ..roofline import Cost, bound, cost
 from ..shapes import SHAPES
 from ..work import Work
 from . import llama_cpp, openvino_genai, ours, transformers_cpu, vllm_cpu
 from .protocol import Peer
 
-FORMAT = 1
+FORMAT = 2
 BENCH = Path(__file__).resolve().parents[1]
 MODULES = {module.PEER.name: module for module in (vllm_cpu, llama_cpp, openvino_genai, transformers_cpu)}
 PEERS: Mapping[str, Peer] = {name: module.PEER for name, module in MODULES.items()}
@@ -92,6 +92,7 @@ def compare(asked: Comparison, tell: Tell) -> dict[str, Any]:
     platform = registry.named("cpu")
     limits, runs = [measure_limits(platform)], []
     for weights in asked.weights:
+        needs = _cost(asked.shape, weights)
         peers = [peer for peer in asked.peers if weights in PEERS[peer].weights]
         with ExitStack() as opened:
             us = opened.enter_context(engine(asked, OURS.name, weights))
@@ -99,18 +100,18 @@ def compare(asked: Comparison, tell: Tell) -> dict[str, Any]:
             for turn in range(asked.rounds):
                 for work in asked.works:
                     for peer, other in others.items():
-                        for one in (us, other):
-                            run = one.measure(work)
-                            runs.append(run | {"round": turn, "beside": peer})
+                        limits.append(measure_limits(platform))
+                        ran = [us.measure(work)]
+                        limits.append(measure_limits(platform))
+                        ran.append(other.measure(work))
+                        most = bound(work, needs, typical(limits[-2:]))
+                        for run in ran:
+                            runs.append(run | {"round": turn, "beside": peer, "bound": asdict(most) if most else None})
                             tell(f"round {turn + 1}, {weights}, {work.name}: {run['peer']} {_told(run)}")
-                limits.append(measure_limits(platform))
     platform.close()
-    found = typical(limits)
     return {
         "format": FORMAT, "kind": "peers", "date": today(), "machine": describe_machine(), "shape": asked.shape, "rounds": asked.rounds,
-        "threads": asked.threads, "works": [asdict(work) for work in asked.works], "limits": asdict(found),
-        "bounds": {weights: {work.name: _bound(asked.shape, work, weights, found) for work in asked.works} for weights in asked.weights},
-        "runs": runs,
+        "threads": asked.threads, "works": [asdict(work) for work in asked.works], "limits": asdict(typical(limits)), "runs": runs,
     }
 
 
@@ -174,12 +175,10 @@ def _script(asked: Comparison, peer: str) -> list[str]:
     return [str(asked.pythons[peer].absolute()), "-m", ".".join(MODULES[peer].__name__.split(".")[-2:])]
 
 
-def _bound(shape: str, work: Work, weights: str, limits: Limits) -> dict[str, Any] | None:
+def _cost(shape: str, weights: str) -> Cost:
     config = SHAPES[shape]
     precision = choose_precision(None if weights == "bf16" else weights, UNQUANTIZED)
-    model = model_class(config["model_type"])(config, dtype="bfloat16", block_tokens=16, precision=precision)
-    found: Bound | None = bound(work, cost(model), limits)
-    return asdict(found) if found else None
+    return cost(model_class(config["model_type"])(config, dtype="bfloat16", block_tokens=16, precision=precision))
 
 
 def _told(found: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@
 namespace inferplane {
 namespace {
 
-constexpr auto spin_time = std::chrono::microseconds(60);
+constexpr auto spin_time = std::chrono::microseconds(300);  // longer than the host takes from one step of decoding to the next
 constexpr int task_bits = 32;
 
 inline void pause_core() {
