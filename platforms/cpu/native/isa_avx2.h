@@ -70,6 +70,7 @@ struct Avx2 {
     }
 
     static INFERPLANE_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
+    static INFERPLANE_INLINE void prefetch_once(const void* address) { __builtin_prefetch(address, 0, 0); }
 
     static INFERPLANE_INLINE void prefetch_to_write(const void* address) { __builtin_prefetch(address, 1, 3); }
 

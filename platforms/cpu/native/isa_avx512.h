@@ -56,9 +56,8 @@ struct Avx512 {
         return {{f32(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))))}};
     }
 
-    static INFERPLANE_INLINE void prefetch(const void* address) {
-        _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1);
-    }
+    static INFERPLANE_INLINE void prefetch(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1); }
+    static INFERPLANE_INLINE void prefetch_once(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_NTA); }
 
     static INFERPLANE_INLINE void prefetch_to_write(const void* address) { asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(address))); }
 

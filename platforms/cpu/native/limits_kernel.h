@@ -5,13 +5,13 @@
 
 namespace inferplane {
 
-constexpr int64_t read_ahead = 2048;  // floats
+constexpr int64_t read_ahead = 1024;  // floats
 
 template <class Isa> float read_lines(const float* from, int64_t count) {
     Floats<Isa> sums[4] = {fill<Isa>(0.0f), fill<Isa>(0.0f), fill<Isa>(0.0f), fill<Isa>(0.0f)};
     for (int64_t i = 0; i + 4 * lanes <= count; i += 4 * lanes) {
         for (int j = 0; j < 4; ++j) {
-            Isa::prefetch(from + i + j * lanes + read_ahead);
+            Isa::prefetch_once(from + i + j * lanes + read_ahead);
             sums[j] = sums[j] + load<Isa>(from + i + j * lanes);
         }
     }

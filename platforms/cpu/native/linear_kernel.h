@@ -2,7 +2,7 @@
 //
 //   for a panel of 64 outputs            stays in L2 while all rows pass
 //     for a slice of 258 rows            sums [258, 64] in L2
-//       for a block of 128 steps         32 KiB in L1; meanwhile the next block is prefetched into L2
+//       for a block of 128 steps         32 KiB in L1; meanwhile the next block is prefetched into L2, or its own stream
 //         for a tile of up to 6 rows     registers
 #pragma once
 
@@ -123,15 +123,15 @@ void multiply_slice(const LinearJob& job, int64_t at, int64_t first, int64_t row
         const auto* right = panel + step * P::right_per_step;
         const int64_t block_lines = block * P::right_per_step * int64_t(sizeof(typename P::Right)) / 64;
         // The block after this one follows in memory, be it of this panel or of the next.
-        const bool more = tiles == 1 || !last_panel || step + block < steps;
-        const char* next = reinterpret_cast<const char*>(right) + (tiles == 1 ? stream_ahead : block_lines * 64);
+        const bool more = tiles > 1 && (!last_panel || step + block < steps);
+        const char* next = reinterpret_cast<const char*>(right) + block_lines * 64;
         const int64_t lines = (block_lines * prefetch_steps + block * tiles - 1) / (block * tiles);
         const int64_t lines_per_tile = block / prefetch_steps * lines;
         for (int64_t t = 0; t < tiles; ++t) {
             const int64_t low = rows * t / tiles, high = rows * (t + 1) / tiles;
             const bool fetch = more && t * lines_per_tile < block_lines;
             if (step + block == steps) expect_results<typename P::Isa>(job, at, first + low, high - low);
-            const Prefetch prefetch{next + t * lines_per_tile * 64, fetch ? int(lines) : 0};
+            const Prefetch prefetch{next + t * lines_per_tile * 64, fetch ? int(lines) : 0, tiles == 1};
             multiply_tile<P>(int(high - low), left + low * job.left_stride + step * P::left_per_step, job.left_stride, right,
                              block, sums + low * panel_columns, panel_columns / lanes, step > 0, prefetch);
         }

@@ -1,7 +1,7 @@
 // The quantized linear over rows of int8 codes, for one instruction set: panels meet the rows that were staged.
 //
 //   for a panel of 64 outputs            sums [slab, 64] float32 in L2
-//     for a block of about 512 k         in L1; meanwhile the next block, or what a single tile reads next, is prefetched into L2
+//     for a block of about 512 k         in L1; meanwhile the next block is prefetched into L2, or its own stream
 //       for a tile of up to 6 rows       sums in registers, piece by piece
 //
 // Pieces start at the same k for every row, tile and thread: equal bits for any batch.
@@ -44,8 +44,7 @@ template <class D, class T> void codes_panel(const QuantizedJob& job, int64_t pa
         // The block after this one follows in memory, be it of this panel or of the next.
         const char* const next = step + block < steps ? codes_at(step + block) : stream + layout.panel_bytes();
         const int64_t lines = (next - codes + 63) / 64, fetches = block / prefetch_steps * passes;
-        FetchAhead ahead{next, last_panel && step + block == steps ? next : next + lines * 64, int((lines + fetches) / (fetches + 1))};
-        if (passes == 1) ahead.next = codes + stream_ahead, ahead.stop = next + stream_ahead;
+        FetchAhead ahead{next, last_panel && step + block == steps ? next : next + lines * 64, int((lines + fetches) / (fetches + 1)), passes == 1};
         const int64_t in_group = step % group_steps;
         for (int64_t t = 0; t < tiles.count; ++t) {
             const RowsOfTile tile = tiles.at(t);

@@ -121,12 +121,21 @@ INFERPLANE_INLINE void finish_piece(const PieceOfRow* piece, const Floats<Isa>* 
     }
 }
 
-// `fetch` lines per prefetch_steps from `next` on; gives what is next then.
+// Lines of the block that comes next: fetched a few at a time, evenly, while this block is multiplied. Or, see Prefetch, its own.
+struct FetchAhead {
+    const char *next, *stop;
+    int lines;  // per prefetch_steps
+    bool stream;
+};
+
 template <class D, int bits, int rows, int columns>
-__attribute__((noinline)) const char* codes_tile(const QuantizedTile& whole, int column, const char* next, int fetch) {
+__attribute__((noinline)) void codes_tile(const QuantizedTile& whole, int column, FetchAhead& ahead) {
     using Isa = typename D::Isa;
     const QuantizedTile t = whole;  // a copy, which no store can alias
     const QuantizedLayout& layout = *t.layout;
+    const bool stream = ahead.stream;
+    const int fetch = !stream && ahead.next < ahead.stop ? ahead.lines : 0;
+    const char* next = ahead.next;
     constexpr int64_t step_bytes = bits * 32, line_steps = cache_line_bytes / k_per_word;
     float* const out = t.sums + lanes * column;
     const char* codes = t.codes + bits * 8 * column;
@@ -154,7 +163,10 @@ __attribute__((noinline)) const char* codes_tile(const QuantizedTile& whole, int
             for (; step + prefetch_steps <= run; step += prefetch_steps) {
                 for (int line = 0; line < fetch; ++line, next += cache_line_bytes) Isa::prefetch(next);
 #pragma GCC unroll 4
-                for (int i = 0; i < prefetch_steps; ++i) codes_step<D, bits>(codes + i * step_bytes, left + i * k_per_word, acc);
+                for (int i = 0; i < prefetch_steps; ++i) {
+                    if (stream) fetch_stream<Isa, step_bytes>(codes + i * step_bytes);
+                    codes_step<D, bits>(codes + i * step_bytes, left + i * k_per_word, acc);
+                }
                 codes += prefetch_steps * step_bytes;
                 left += prefetch_steps * k_per_word;
             }
@@ -176,6 +188,7 @@ __attribute__((noinline)) const char* codes_tile(const QuantizedTile& whole, int
         if (group_left == 0) {
             group_left = t.group_steps;
             header = codes - bits * 8 * column;
+            for (int64_t line = 0; stream && line < t.header_bytes; line += cache_line_bytes) Isa::prefetch_once(codes + stream_ahead + line);
             codes += t.header_bytes;
         }
     }
@@ -184,21 +197,15 @@ __attribute__((noinline)) const char* codes_tile(const QuantizedTile& whole, int
 #pragma GCC unroll 8
         for (int j = 0; j < columns; ++j) store<Isa>(out + r * panel_columns + lanes * j, sums[r][j]);
     }
-    return next;
+    ahead.next = next;
 }
-
-// Lines of the block that comes next: fetched a few at a time, evenly, while this block is multiplied.
-struct FetchAhead {
-    const char *next, *stop;
-    int lines;  // per prefetch_steps
-};
 
 template <class D> constexpr int passes_of(int rows) { return panel_columns / lanes / D::tile_columns(rows); }
 
 template <class D, int bits, int rows> void codes_passes(const QuantizedTile& t, FetchAhead& ahead) {
     constexpr int columns = D::tile_columns(rows);
     for (int column = 0; column < panel_columns / lanes; column += columns) {
-        ahead.next = codes_tile<D, bits, rows, columns>(t, column, ahead.next, ahead.next < ahead.stop ? ahead.lines : 0);
+        codes_tile<D, bits, rows, columns>(t, column, ahead);
     }
 }
 

@@ -18,13 +18,22 @@ namespace inferplane {
 
 constexpr int panel_columns = 64;
 constexpr int prefetch_steps = 4;  // the loop's unrolling, and how often it prefetches
-constexpr int64_t stream_ahead = 4096;  // bytes: a block that meets a single tile is fetched so far before it is read, not a block before
+constexpr int64_t stream_ahead = 6144;  // bytes
 
-// Lines of the block that comes next, fetched evenly while this one is computed.
+// What is fetched while a block is computed: lines of the block that comes next, a few at a time; or, where nothing reads the
+// block a second time, each step of its own so far ahead, past the caches that others need. At the speed of memory the latter
+// must be even: a burst of lines costs 2 % of the bandwidth.
 struct Prefetch {
     const char* next = nullptr;
     int lines = 0;  // per prefetch_steps
+    bool stream = false;
 };
+
+template <class Isa, int64_t bytes> INFERPLANE_INLINE void fetch_stream(const void* step) {
+    const char* const line = static_cast<const char*>(step) + stream_ahead;
+#pragma GCC unroll 8
+    for (int64_t at = 0; at < bytes; at += 64) Isa::prefetch_once(line + at);
+}
 
 // One k per step; weights W are widened to float32 as they are loaded.
 template <class Isa_, class W> struct Single {
@@ -98,6 +107,7 @@ __attribute__((noinline)) void tile(const typename P::Left* left, int64_t left_s
         for (int line = 0; line < prefetch.lines; ++line, prefetch.next += 64) Isa::prefetch(prefetch.next);
 #pragma GCC unroll 8
         for (int i = 0; i < prefetch_steps; ++i) {
+            if (prefetch.stream) fetch_stream<Isa, P::right_per_step * sizeof(typename P::Right)>(right);
             tile_step<P, rows, columns>(left, left_stride, right, sums);
             left += P::left_per_step;
             right += P::right_per_step;
@@ -123,11 +133,11 @@ INFERPLANE_INLINE void tile_columns(const typename P::Left* left, int64_t left_s
     int j = 0;
     for (; j + columns <= vectors; j += columns) {
         tile<P, rows, columns>(left, left_stride, right + lanes * j, steps, out + lanes * j, resume, prefetch);
-        prefetch.lines = 0;
+        prefetch = {};
     }
     for (; j < vectors; ++j) {
         tile<P, rows, 1>(left, left_stride, right + lanes * j, steps, out + lanes * j, resume, prefetch);
-        prefetch.lines = 0;
+        prefetch = {};
     }
 }
 
