@@ -8,6 +8,7 @@ import torch
 
 from ....ops import Moe, Router
 from .arrays import TORCH, tensor
+from .order import largest_first
 from .ragged import bound, cut
 from .rows import FORMULAS
 
@@ -21,7 +22,7 @@ def router(spec: Router, logits: torch.Tensor, bias: Sequence[torch.Tensor] | No
     """logits [tokens, experts] -> ids and weights [tokens, top_k]. Without a bias gates rise with their logits, so these are sorted."""
     gates = torch.sigmoid(logits) if spec.sigmoid else torch.softmax(logits, dim=-1)
     ranks = logits if bias is None else _ranks(spec, gates + bias[0])
-    experts = torch.sort(ranks, dim=-1, descending=True, stable=True).indices[..., : spec.top_k]
+    experts = largest_first(ranks)[1][..., : spec.top_k]
     weights = gates.gather(-1, experts)
     weights = weights / weights.sum(-1, keepdim=True) if spec.renormalize else weights
     return experts.int(), weights if spec.scale is None else weights * spec.scale
@@ -33,7 +34,7 @@ def _ranks(spec: Router, biased: torch.Tensor) -> torch.Tensor:
         return biased
     grouped = biased.unflatten(-1, (spec.groups, -1))
     scores = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
-    dropped = torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., spec.top_groups :]
+    dropped = largest_first(scores)[1][..., spec.top_groups :]
     mask = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, dropped, True)
     return grouped.masked_fill(mask[..., None], -torch.inf).flatten(-2)
 

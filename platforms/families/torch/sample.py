@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ....ops import Batch, Derive, Sample, Sampled, Sampling
+from .order import largest_first
 from .threefry import uniforms
 
 
@@ -60,7 +61,7 @@ def _edited(logits: Tensor, sampling: Sampling) -> Tensor:
 def kept(scores: Tensor, sampling: Sampling) -> Tensor:
     """[samples, vocab] scores with -inf for what top-k, then top-p, then min-p drop; ties are kept from the lowest id on."""
     top_k, top_p, min_p = (one[:, None] for one in (sampling.top_k, sampling.top_p, sampling.min_p))
-    ranked, order = torch.sort(scores, dim=-1, descending=True, stable=True)
+    ranked, order = largest_first(scores)
     rank = torch.arange(scores.shape[-1], device=scores.device)
     keep = (top_k <= 0) | (rank < top_k)
     relative = torch.exp(ranked - ranked[:, :1])
@@ -81,5 +82,5 @@ def _logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor | None
         return None, None, None
     below = logits - logits.amax(-1, keepdim=True)
     normal = below - below.exp().sum(-1, keepdim=True).log()
-    best = torch.sort(logits, dim=-1, descending=True, stable=True).indices[:, :count]
+    best = largest_first(logits)[1][:, :count]
     return normal.gather(-1, tokens.long()[:, None])[:, 0], best.int(), normal.gather(-1, best)
