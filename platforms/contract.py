@@ -316,7 +316,7 @@ class Platform(ABC):
     def memory(self) -> Memory: ...
 
     def measure_limits(self) -> Mapping[str, float]:
-        """What the device can do, measured now: read_bytes_per_second (the usual rate), and float32_flops, int8_ops, ... (the best). Optional."""
+        """What the device can do, measured now: read_bytes_per_second, as usual; float32_flops, int8_ops, ..., at best. Optional."""
         return {}
 
     def tune_kernels(
