@@ -128,13 +128,12 @@ struct FetchAhead {
     bool stream;
 };
 
-template <class D, int bits, int rows, int columns>
+template <class D, int bits, int rows, int columns, bool stream>
 __attribute__((noinline)) void codes_tile(const QuantizedTile& whole, int column, FetchAhead& ahead) {
     using Isa = typename D::Isa;
     const QuantizedTile t = whole;  // a copy, which no store can alias
     const QuantizedLayout& layout = *t.layout;
-    const bool stream = ahead.stream;
-    const int fetch = !stream && ahead.next < ahead.stop ? ahead.lines : 0;
+    const int fetch = ahead.next < ahead.stop ? ahead.lines : 0;
     const char* next = ahead.next;
     constexpr int64_t step_bytes = bits * 32, line_steps = cache_line_bytes / k_per_word;
     float* const out = t.sums + lanes * column;
@@ -161,10 +160,10 @@ __attribute__((noinline)) void codes_tile(const QuantizedTile& whole, int column
             const int64_t run = to_go < line_left ? to_go : line_left;
             int64_t step = 0;
             for (; step + prefetch_steps <= run; step += prefetch_steps) {
-                for (int line = 0; line < fetch; ++line, next += cache_line_bytes) Isa::prefetch(next);
+                for (int line = 0; !stream && line < fetch; ++line, next += cache_line_bytes) Isa::prefetch(next);
 #pragma GCC unroll 4
                 for (int i = 0; i < prefetch_steps; ++i) {
-                    if (stream) fetch_stream<Isa, step_bytes>(codes + i * step_bytes);
+                    if constexpr (stream) fetch_stream<Isa, step_bytes>(codes + i * step_bytes);
                     codes_step<D, bits>(codes + i * step_bytes, left + i * k_per_word, acc);
                 }
                 codes += prefetch_steps * step_bytes;
@@ -205,7 +204,8 @@ template <class D> constexpr int passes_of(int rows) { return panel_columns / la
 template <class D, int bits, int rows> void codes_passes(const QuantizedTile& t, FetchAhead& ahead) {
     constexpr int columns = D::tile_columns(rows);
     for (int column = 0; column < panel_columns / lanes; column += columns) {
-        codes_tile<D, bits, rows, columns>(t, column, ahead);
+        if (columns == panel_columns / lanes && ahead.stream) codes_tile<D, bits, rows, columns, columns == panel_columns / lanes>(t, column, ahead);
+        else codes_tile<D, bits, rows, columns, false>(t, column, ahead);
     }
 }
 
