@@ -118,12 +118,13 @@ void multiply_slice(const LinearJob& job, int64_t at, int64_t first, int64_t row
     const int64_t steps = linear_steps(job.inputs, job.dtype), tiles = (rows + most - 1) / most;
     const auto* panel = static_cast<const typename P::Right*>(job.packed) + at * steps * P::right_per_step;
     const auto* left = static_cast<const typename P::Left*>(job.left) + first * job.left_stride;
+    const bool once = tiles == 1 && P::Isa::tile_columns(int(rows)) == panel_columns / lanes;  // each weight is read a single time
     for (int64_t step = 0; step < steps; step += block_steps) {
         const int64_t block = steps - step < block_steps ? steps - step : block_steps;
         const auto* right = panel + step * P::right_per_step;
         const int64_t block_lines = block * P::right_per_step * int64_t(sizeof(typename P::Right)) / 64;
         // The block after this one follows in memory, be it of this panel or of the next.
-        const bool more = tiles > 1 && (!last_panel || step + block < steps);
+        const bool more = !once && (!last_panel || step + block < steps);
         const char* next = reinterpret_cast<const char*>(right) + block_lines * 64;
         const int64_t lines = (block_lines * prefetch_steps + block * tiles - 1) / (block * tiles);
         const int64_t lines_per_tile = block / prefetch_steps * lines;
@@ -131,7 +132,7 @@ void multiply_slice(const LinearJob& job, int64_t at, int64_t first, int64_t row
             const int64_t low = rows * t / tiles, high = rows * (t + 1) / tiles;
             const bool fetch = more && t * lines_per_tile < block_lines;
             if (step + block == steps) expect_results<typename P::Isa>(job, at, first + low, high - low);
-            const Prefetch prefetch{next + t * lines_per_tile * 64, fetch ? int(lines) : 0, tiles == 1};
+            const Prefetch prefetch{next + t * lines_per_tile * 64, fetch ? int(lines) : 0, once};
             multiply_tile<P>(int(high - low), left + low * job.left_stride + step * P::left_per_step, job.left_stride, right,
                              block, sums + low * panel_columns, panel_columns / lanes, step > 0, prefetch);
         }

@@ -100,7 +100,9 @@ void quantized_linear(QuantizedJob& job) {
     const QuantizedKernels& kernels = job.quantizes ? path.codes[int(job.dtype)] : path.floats[int(job.dtype)];
     job.tile_rows = kernels.tile_rows;
     job.piece_steps = piece_steps(job);
-    job.block_steps = std::max<int64_t>(1, std::min(job.layout.steps(), block_of_codes / job.layout.bits / k_per_word) / job.piece_steps) * job.piece_steps;
+    // One row reads each code a single time: nothing needs to stay, and a panel is one block.
+    const int64_t steps = job.layout.steps(), most_steps = job.rows == 1 ? steps : std::min(steps, block_of_codes / job.layout.bits / k_per_word);
+    job.block_steps = std::max<int64_t>(1, most_steps / job.piece_steps) * job.piece_steps;
     // Rows of floats: off the powers of two, so that those of a tile do not fall on the same lines of the cache.
     job.left_stride = job.quantizes ? job.blocks() * job.block_bytes() : round_up(job.inputs, 64) + 64;
     const int64_t most = job.quantizes ? slab_of_codes : slab_rows, slab = std::min(job.rows, most), together = job.panels_together();
