@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from inferplane.bench import throughput
 from inferplane.bench.report import show
 from inferplane.bench.roofline import COMPUTE, MEMORY, Cost, bound, cost
 from inferplane.bench.run import Plan, run_throughput
@@ -18,6 +19,7 @@ from inferplane.bench.sweep import draw, roofline, sweep_works
 from inferplane.bench.work import WORKS, Work, parse_works
 from inferplane.cli import main
 from inferplane.conformance.limits import Limits, measure_limits, typical
+from inferplane.core.llm import LLM
 from inferplane.core.models import model_class
 from inferplane.core.quantization import choose_precision
 from inferplane.errors import ConfigError
@@ -225,6 +227,18 @@ def test_throughput_of_a_shape_is_a_full_record(capsys: pytest.CaptureFixture[st
         assert len(one["runs"]) == 2
     computed = [run["step_tokens"] for run in batch["runs"]]
     assert computed == [2 * (8 + 3)] * 2, "every repeat computes the same tokens, and no prefix is reused"
+
+
+def test_each_run_is_held_against_the_limits_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = iter((1e9, 3e9, 1e9, 5e9))
+    seconds = iter((2.0, 4.0, 3.0))
+    monkeypatch.setattr(throughput, "measure_limits", lambda platform: Limits("test", next(reads)))
+    monkeypatch.setattr(throughput, "_run", lambda *anything: throughput.Run(next(seconds), 1.0, 4, 22, 0.1))
+    with LLM(source=RandomWeights.named("tiny"), platform="reference") as llm:
+        found = throughput.measure_throughput(llm, parse_works("8:4:2")[0], 3, np.random.default_rng(0), lambda done: None)
+        read = 4 * cost(llm.loaded.model).weight_bytes
+    fractions = [read / 2e9 / 2.0, read / 2e9 / 4.0, read / 3e9 / 3.0]
+    assert found.of_limit == pytest.approx(sorted(fractions)[1])
 
 
 def test_latency_of_the_embedded_model_has_percentiles_in_order(capsys: pytest.CaptureFixture[str]) -> None:

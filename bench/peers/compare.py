@@ -101,12 +101,11 @@ def compare(asked: Comparison, tell: Tell) -> dict[str, Any]:
                 for work in asked.works:
                     for peer, other in others.items():
                         limits.append(measure_limits(platform))
-                        ran = [us.measure(work)]
+                        ran = us.measure(work)
                         limits.append(measure_limits(platform))
-                        ran.append(other.measure(work))
                         most = bound(work, needs, typical(limits[-2:]))
-                        for run in ran:
-                            runs.append(run | {"round": turn, "beside": peer, "bound": asdict(most) if most else None})
+                        for run in (ran | {"bound": asdict(most) if most else None}, other.measure(work)):
+                            runs.append(run | {"round": turn, "beside": peer})
                             tell(f"round {turn + 1}, {weights}, {work.name}: {run['peer']} {_told(run)}")
     platform.close()
     return {

@@ -203,8 +203,9 @@ template <class D> constexpr int passes_of(int rows) { return panel_columns / la
 
 template <class D, int bits, int rows> void codes_passes(const QuantizedTile& t, FetchAhead& ahead) {
     constexpr int columns = D::tile_columns(rows);
+    constexpr bool single_pass = columns == panel_columns / lanes;
     for (int column = 0; column < panel_columns / lanes; column += columns) {
-        if (columns == panel_columns / lanes && ahead.stream) codes_tile<D, bits, rows, columns, columns == panel_columns / lanes>(t, column, ahead);
+        if (single_pass && ahead.stream) codes_tile<D, bits, rows, columns, single_pass>(t, column, ahead);
         else codes_tile<D, bits, rows, columns, false>(t, column, ahead);
     }
 }
