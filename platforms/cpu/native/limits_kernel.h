@@ -7,15 +7,20 @@ namespace inferplane {
 
 constexpr int64_t read_ahead = 1024;  // floats
 
-template <class Isa> float read_lines(const float* from, int64_t count) {
+template <class Isa, bool past> INFERPLANE_INLINE float read_fetched(const float* from, int64_t count) {
     Floats<Isa> sums[4] = {fill<Isa>(0.0f), fill<Isa>(0.0f), fill<Isa>(0.0f), fill<Isa>(0.0f)};
     for (int64_t i = 0; i + 4 * lanes <= count; i += 4 * lanes) {
         for (int j = 0; j < 4; ++j) {
-            Isa::prefetch_once(from + i + j * lanes + read_ahead);
+            if constexpr (past) Isa::prefetch_once(from + i + j * lanes + read_ahead);
+            else Isa::prefetch(from + i + j * lanes + read_ahead);
             sums[j] = sums[j] + load<Isa>(from + i + j * lanes);
         }
     }
     return sum(sums[0] + sums[1] + (sums[2] + sums[3]));
+}
+
+template <class Isa> float read_lines(const float* from, int64_t count) {
+    return fetches_past_caches ? read_fetched<Isa, true>(from, count) : read_fetched<Isa, false>(from, count);
 }
 
 // Twelve registers of independent chains: more than latency times issue rate.

@@ -132,7 +132,7 @@ void multiply_slice(const LinearJob& job, int64_t at, int64_t first, int64_t row
             const int64_t low = rows * t / tiles, high = rows * (t + 1) / tiles;
             const bool fetch = more && t * lines_per_tile < block_lines;
             if (step + block == steps) expect_results<typename P::Isa>(job, at, first + low, high - low);
-            const Prefetch prefetch{next + t * lines_per_tile * 64, fetch ? int(lines) : 0, once};
+            const Prefetch prefetch{next + t * lines_per_tile * 64, fetch ? int(lines) : 0, fetch_of_block(once)};
             multiply_tile<P>(int(high - low), left + low * job.left_stride + step * P::left_per_step, job.left_stride, right,
                              block, sums + low * panel_columns, panel_columns / lanes, step > 0, prefetch);
         }

@@ -13,6 +13,12 @@ constexpr int64_t most_idle_bytes = int64_t(256) << 20;
 
 }  // namespace
 
+#if defined(__x86_64__)
+const bool fetches_past_caches = (__builtin_cpu_init(), __builtin_cpu_is("amd"));
+#else
+const bool fetches_past_caches = true;
+#endif
+
 void* allocate_pages(int64_t bytes) {
     if (bytes <= 0) return nullptr;
     const bool huge = bytes >= huge_page_bytes;

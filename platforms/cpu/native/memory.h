@@ -15,6 +15,10 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
+// Whether lines that are read once are best fetched past the caches. AMD's processors do so at the full bandwidth, and spare the
+// caches; Intel's keep such lines in the few buffers of the L1 cache, at a third of it.
+extern const bool fetches_past_caches;
+
 // Zeroed, 64-byte aligned; 2 MiB aligned and advised for huge pages when it is large. Throws bad_alloc.
 void* allocate_pages(int64_t bytes);
 void free_pages(void* memory, int64_t bytes);

@@ -44,7 +44,7 @@ template <class D, class T> void codes_panel(const QuantizedJob& job, int64_t pa
         // The block after this one follows in memory, be it of this panel or of the next.
         const char* const next = step + block < steps ? codes_at(step + block) : stream + layout.panel_bytes();
         const int64_t lines = (next - codes + 63) / 64, fetches = block / prefetch_steps * passes;
-        FetchAhead ahead{next, last_panel && step + block == steps ? next : next + lines * 64, int((lines + fetches) / (fetches + 1)), passes == 1};
+        FetchAhead ahead{next, last_panel && step + block == steps ? next : next + lines * 64, int((lines + fetches) / (fetches + 1)), fetch_of_block(passes == 1)};
         const int64_t in_group = step % group_steps;
         for (int64_t t = 0; t < tiles.count; ++t) {
             const RowsOfTile tile = tiles.at(t);

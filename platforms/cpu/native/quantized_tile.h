@@ -125,15 +125,16 @@ INFERPLANE_INLINE void finish_piece(const PieceOfRow* piece, const Floats<Isa>* 
 struct FetchAhead {
     const char *next, *stop;
     int lines;  // per prefetch_steps
-    bool stream;
+    Fetch fetch;
 };
 
-template <class D, int bits, int rows, int columns, bool stream>
+template <class D, int bits, int rows, int columns, Fetch fetch>
 __attribute__((noinline)) void codes_tile(const QuantizedTile& whole, int column, FetchAhead& ahead) {
     using Isa = typename D::Isa;
     const QuantizedTile t = whole;  // a copy, which no store can alias
     const QuantizedLayout& layout = *t.layout;
-    const int fetch = ahead.next < ahead.stop ? ahead.lines : 0;
+    constexpr bool streams = fetch != Fetch::next_block;
+    const int fetched_lines = ahead.next < ahead.stop ? ahead.lines : 0;
     const char* next = ahead.next;
     constexpr int64_t step_bytes = bits * 32, line_steps = cache_line_bytes / k_per_word;
     float* const out = t.sums + lanes * column;
@@ -160,10 +161,10 @@ __attribute__((noinline)) void codes_tile(const QuantizedTile& whole, int column
             const int64_t run = to_go < line_left ? to_go : line_left;
             int64_t step = 0;
             for (; step + prefetch_steps <= run; step += prefetch_steps) {
-                for (int line = 0; !stream && line < fetch; ++line, next += cache_line_bytes) Isa::prefetch(next);
+                for (int line = 0; !streams && line < fetched_lines; ++line, next += cache_line_bytes) Isa::prefetch(next);
 #pragma GCC unroll 4
                 for (int i = 0; i < prefetch_steps; ++i) {
-                    if constexpr (stream) fetch_stream<Isa, step_bytes>(codes + i * step_bytes);
+                    if constexpr (streams) fetch_stream<Isa, fetch, step_bytes>(codes + i * step_bytes);
                     codes_step<D, bits>(codes + i * step_bytes, left + i * k_per_word, acc);
                 }
                 codes += prefetch_steps * step_bytes;
@@ -187,7 +188,9 @@ __attribute__((noinline)) void codes_tile(const QuantizedTile& whole, int column
         if (group_left == 0) {
             group_left = t.group_steps;
             header = codes - bits * 8 * column;
-            for (int64_t line = 0; stream && line < t.header_bytes; line += cache_line_bytes) Isa::prefetch_once(codes + stream_ahead + line);
+            for (int64_t line = 0; streams && line < t.header_bytes; line += cache_line_bytes) {
+                fetch_stream<Isa, fetch, cache_line_bytes>(codes + line);
+            }
             codes += t.header_bytes;
         }
     }
@@ -205,8 +208,10 @@ template <class D, int bits, int rows> void codes_passes(const QuantizedTile& t,
     constexpr int columns = D::tile_columns(rows);
     constexpr bool single_pass = columns == panel_columns / lanes;
     for (int column = 0; column < panel_columns / lanes; column += columns) {
-        if (single_pass && ahead.stream) codes_tile<D, bits, rows, columns, single_pass>(t, column, ahead);
-        else codes_tile<D, bits, rows, columns, false>(t, column, ahead);
+        if (!single_pass || ahead.fetch == Fetch::next_block) codes_tile<D, bits, rows, columns, Fetch::next_block>(t, column, ahead);
+        else if constexpr (!single_pass) return;
+        else if (ahead.fetch == Fetch::own_past) codes_tile<D, bits, rows, columns, Fetch::own_past>(t, column, ahead);
+        else codes_tile<D, bits, rows, columns, Fetch::own_near>(t, column, ahead);
     }
 }
 

@@ -12,27 +12,39 @@
 // Each output has one accumulator and takes k in order, whatever the tile: equal bits for any batch.
 #pragma once
 
+#include "memory.h"
 #include "simd.h"
 
 namespace inferplane {
 
 constexpr int panel_columns = 64;
 constexpr int prefetch_steps = 4;  // the loop's unrolling, and how often it prefetches
-constexpr int64_t stream_ahead = 6144;  // bytes
 
 // What is fetched while a block is computed: lines of the block that comes next, a few at a time; or, where nothing reads the
-// block a second time, each step of its own so far ahead, past the caches that others need. At the speed of memory the latter
-// must be even: a burst of lines costs 2 % of the bandwidth.
+// block a second time, each step of its own so far ahead, near the core or past the caches that others need. At the speed of
+// memory that must be even: a burst of lines costs 2 % of the bandwidth.
+enum class Fetch { next_block, own_near, own_past };
+
+template <Fetch fetch> constexpr int64_t stream_ahead = fetch == Fetch::own_past ? 6144 : 2048;  // bytes
+
+INFERPLANE_INLINE Fetch fetch_of_block(bool read_once) {
+    if (!read_once) return Fetch::next_block;
+    return fetches_past_caches ? Fetch::own_past : Fetch::own_near;
+}
+
 struct Prefetch {
     const char* next = nullptr;
     int lines = 0;  // per prefetch_steps
-    bool stream = false;
+    Fetch fetch = Fetch::next_block;
 };
 
-template <class Isa, int64_t bytes> INFERPLANE_INLINE void fetch_stream(const void* step) {
-    const char* const line = static_cast<const char*>(step) + stream_ahead;
+template <class Isa, Fetch fetch, int64_t bytes> INFERPLANE_INLINE void fetch_stream(const void* step) {
+    const char* const line = static_cast<const char*>(step) + stream_ahead<fetch>;
 #pragma GCC unroll 8
-    for (int64_t at = 0; at < bytes; at += 64) Isa::prefetch_once(line + at);
+    for (int64_t at = 0; at < bytes; at += cache_line_bytes) {
+        if constexpr (fetch == Fetch::own_past) Isa::prefetch_once(line + at);
+        if constexpr (fetch == Fetch::own_near) Isa::prefetch(line + at);
+    }
 }
 
 // One k per step; weights W are widened to float32 as they are loaded.
@@ -107,7 +119,9 @@ __attribute__((noinline)) void tile(const typename P::Left* left, int64_t left_s
         for (int line = 0; line < prefetch.lines; ++line, prefetch.next += 64) Isa::prefetch(prefetch.next);
 #pragma GCC unroll 8
         for (int i = 0; i < prefetch_steps; ++i) {
-            if (prefetch.stream) fetch_stream<Isa, P::right_per_step * sizeof(typename P::Right)>(right);
+            constexpr int64_t step_bytes = P::right_per_step * sizeof(typename P::Right);
+            if (prefetch.fetch == Fetch::own_past) fetch_stream<Isa, Fetch::own_past, step_bytes>(right);
+            if (prefetch.fetch == Fetch::own_near) fetch_stream<Isa, Fetch::own_near, step_bytes>(right);
             tile_step<P, rows, columns>(left, left_stride, right, sums);
             left += P::left_per_step;
             right += P::right_per_step;
