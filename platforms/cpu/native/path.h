@@ -38,6 +38,7 @@ struct Path {
     const char* name;
     LinearKernels linear[3];
     QuantizedKernels codes[3], floats[3];  // x quantized to int8, or as it is
+    QuantizedKernels many_codes[3];        // x quantized to int8, of more rows than a tile of `codes` has; no kernel: `codes` serve
     void (*attend[3][2])(const AttentionJob&, const AttentionTask&);  // [][1]: over int8 codes
     RangeKernel<NormJob> rms_norm[3][2], layer_norm[3][2];
     RangeKernel<RopeJob> rope[3];

@@ -36,6 +36,7 @@ template <class Isa> constexpr Path make_path(const char* name) {
          linear_kernels<H, f16>("float32 multiply-add on widened halves")},
         {codes_kernels<D, float>(paired), codes_kernels<D, bf16>(paired), codes_kernels<D, f16>(paired)},
         {floats_kernels<F, float>(widened), floats_kernels<F, bf16>(widened), floats_kernels<F, f16>(widened)},
+        {},
         {{attend_task<F, float, float>, attend_task<F, float, int8_t>},
          {attend_task<F, bf16, bf16>, attend_task<F, bf16, int8_t>},
          {attend_task<F, f16, f16>, attend_task<F, f16, int8_t>}},

@@ -76,6 +76,19 @@ int64_t piece_steps(const QuantizedJob& job) {
     return piece;
 }
 
+// Whether the rows are many and all pieces are whole tiles.
+bool takes_many(const Path& path, const QuantizedJob& job) {
+    const QuantizedKernels& few = path.codes[int(job.dtype)];
+    return job.quantizes && path.many_codes[int(job.dtype)].multiply && job.rows > few.tile_rows && job.piece_steps % half_tile_words == 0 &&
+           job.layout.inputs % (half_tile_words * k_per_word) == 0;
+}
+
+// Rows whose codes stay in the L2 cache while panels pass.
+int64_t slab_of_tiles(const QuantizedJob& job) {
+    constexpr int64_t together = 32, most = 512, bytes = 1 << 20;
+    return std::clamp(bytes / job.layout.inputs / together * together, together, most);
+}
+
 }  // namespace
 
 void pack_quantized(const QuantizedLayout& layout, void* packed, int64_t first_row, const int8_t* codes, const void* scales,
@@ -97,15 +110,16 @@ void quantized_linear(QuantizedJob& job) {
     static thread_local Scratch staged, scales;
     const Path& path = active_path();
     job.activate = path.activation[int(DType::float32)];
-    const QuantizedKernels& kernels = job.quantizes ? path.codes[int(job.dtype)] : path.floats[int(job.dtype)];
-    job.tile_rows = kernels.tile_rows;
     job.piece_steps = piece_steps(job);
+    const bool many = job.as_bytes = takes_many(path, job);
+    const QuantizedKernels& kernels = many ? path.many_codes[int(job.dtype)] : job.quantizes ? path.codes[int(job.dtype)] : path.floats[int(job.dtype)];
+    job.tile_rows = kernels.tile_rows;
     // One row reads each code a single time: nothing needs to stay, and a panel is one block.
-    const int64_t steps = job.layout.steps(), most_steps = job.rows == 1 ? steps : std::min(steps, block_of_codes / job.layout.bits / k_per_word);
-    job.block_steps = std::max<int64_t>(1, most_steps / job.piece_steps) * job.piece_steps;
+    const int64_t steps = job.layout.steps(), in_cache = (many ? block_of_tiles : block_of_codes / job.layout.bits) / k_per_word;
+    job.block_steps = std::max<int64_t>(1, (job.rows == 1 ? steps : std::min(steps, in_cache)) / job.piece_steps) * job.piece_steps;
     // Rows of floats: off the powers of two, so that those of a tile do not fall on the same lines of the cache.
     job.left_stride = job.quantizes ? job.blocks() * job.block_bytes() : round_up(job.inputs, 64) + 64;
-    const int64_t most = job.quantizes ? slab_of_codes : slab_rows, slab = std::min(job.rows, most), together = job.panels_together();
+    const int64_t most = many ? slab_of_tiles(job) : job.quantizes ? slab_of_codes : slab_rows, slab = std::min(job.rows, most), together = job.panels_together();
     const int64_t panels = linear_panels(job.outputs) / together;
     job.left = staged.get<char>(slab * job.left_stride * kernels.left_bytes);
     if (job.quantizes) job.pieces = scales.get<PieceOfRow>(slab * job.blocks() * job.block_pieces());

@@ -17,6 +17,8 @@ constexpr int64_t k_per_word = 4;  // codes of one output in a 32-bit word
 constexpr int64_t slab_of_codes = 258;  // rows of codes staged at once: they stay in the L3 cache, and their sums of one panel in L2
 constexpr int64_t piece_of_codes = 512, piece_of_floats = 128;  // most k that are summed before they are scaled
 constexpr int64_t block_of_codes = 512 * 8;  // bits of one output: those of a panel stay in the L1 cache
+constexpr int64_t block_of_tiles = 256;      // k of a block where a matrix unit multiplies
+constexpr int64_t half_tile_words = 8;       // its tiles have so many words of k, or twice as many
 
 struct QuantizedLayout {
     int64_t inputs, group;  // group: k that share a scale; 0: all of them
@@ -37,7 +39,9 @@ struct QuantizedLayout {
 // A piece of k is summed exactly (in int32) or in order (in float32), and then scaled: it lies in one group of either side.
 struct PieceOfRow {
     float scale;            // of the row's codes
-    int32_t correction[2];  // -(sum of the row's codes), times the offset where there are no zero points; for even and odd columns
+    // -(sum of the row's codes), times the offset where there are no zero points: for even and odd columns, or, where codes meet
+    // it as bytes, the first for all.
+    int32_t correction[2];
 };
 
 // Rows of a slab that are multiplied together.
@@ -63,6 +67,7 @@ struct QuantizedJob : LinearJob {
     bool quantizes;            // x, to int8
     int64_t activation_group;  // k of a row that share a scale; 0: all of them
     int64_t tile_rows = 0;     // at most
+    bool as_bytes = false;     // codes of the weight are widened to bytes before they are multiplied
     int64_t piece_steps = 0, block_steps = 0;  // a block: whole pieces that stay in the L1 cache
     PieceOfRow* pieces = nullptr;              // [block][tile][piece][row of the tile]
 

@@ -121,7 +121,8 @@ template <class Isa, class T> void stage_codes(const QuantizedJob& job, int64_t 
     const int64_t block_pieces = job.block_pieces();
     const RowTiles tiles = job.tiles();
     const int32_t offset = job.layout.zeros ? 1 : job.layout.offset();
-    const int32_t even = -offset * (job.layout.bits == 4 && !job.layout.zeros ? 17 : 1), odd = -offset * (job.layout.bits == 4 && !job.layout.zeros ? 16 : 1);
+    const bool in_pairs = job.layout.bits == 4 && !job.layout.zeros && !job.as_bytes;
+    const int32_t even = -offset * (in_pairs ? 17 : 1), odd = -offset * (in_pairs ? 16 : 1);
     int8_t* const codes = scratch.get<int8_t>(round_up(inputs, cache_line_bytes) + cache_line_bytes);
     for (int64_t row = first; row < last; ++row) {
         const T* x = static_cast<const T*>(job.x) + (job.first_row + row) * inputs;

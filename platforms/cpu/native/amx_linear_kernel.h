@@ -1,55 +1,15 @@
-// bfloat16 linear on the tiles of Intel AMX: eight registers of up to 16 rows of 64 bytes.
+// bfloat16 linear on the tiles of Intel AMX, for every number of rows.
 //
-//   up to 32 rows     sums  0 1      x  4 [16 rows][16 pairs of k]      weights  6 7 [16 pairs of k][16 outputs]
-//                           2 3         5
-//   up to 16 rows     sums  0 1 2 3     4                                        5 6 7 5
-//
-// A packed panel [pairs of k][64 outputs] holds the tiles of weights as they must lie: no repacking.
 // A tile product sums its 16 pairs, even and odd k apart, and then adds both to the accumulator; subnormals are zero.
 // The tiles of k are the same whatever the rows, so a row has the same bits alone and in any batch.
 #pragma once
 
+#include "amx_tiles.h"
 #include "linear_kernel.h"
 
 namespace inferplane {
 
-constexpr int64_t tile_pairs = 16, tile_height = 16;
 constexpr int64_t tile_slice_rows = 256;  // a multiple of the tiles' 32 rows
-constexpr int64_t panel_row_bytes = panel_columns * 4;
-
-// The operand of ldtilecfg, palette 1.
-struct alignas(64) TileConfig {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-};
-
-// The shapes of this thread's tiles; they are given back at the end, so that nobody else pays to save them.
-class Tiles {
-  public:
-    ~Tiles() { _tile_release(); }
-
-    // `upper` rows of x, `lower` more under them or 0, and `pairs` of k.
-    void shape(int64_t upper, int64_t lower, int64_t pairs) {
-        if (upper == upper_ && lower == lower_ && pairs == pairs_) return;
-        upper_ = upper;
-        lower_ = lower;
-        pairs_ = pairs;
-        TileConfig config{};
-        config.palette = 1;
-        for (int i = 0; i < 8; ++i) {
-            const bool sums = i < 4, weights = i > 5 || (i == 5 && lower == 0);
-            config.rows[i] = uint8_t(weights ? pairs : lower > 0 && (i == 2 || i == 3 || i == 5) ? lower : upper);
-            config.row_bytes[i] = uint16_t(sums || weights ? 64 : 4 * pairs);
-        }
-        // gcc believes that the instruction reads the first eight bytes only.
-        asm volatile("" : : "r"(&config) : "memory");
-        _tile_loadconfig(&config);
-    }
-
-  private:
-    int64_t upper_ = 0, lower_ = 0, pairs_ = 0;
-};
 
 // What a product reads and adds to: `count` tiles of k, from the same k of x and of the panel.
 struct TileSpan {
@@ -65,7 +25,7 @@ struct TileSpan {
 // After the last block of a panel in memory comes the first of the next.
 INFERPLANE_INLINE void fetch_ahead(const uint32_t* right) {
     const char* next = reinterpret_cast<const char*>(right + block_steps * panel_columns);
-    for (int64_t line = 0; line < tile_pairs * panel_row_bytes; line += cache_line_bytes) _mm_prefetch(next + line, _MM_HINT_T1);
+    for (int64_t line = 0; line < tile_words * panel_row_bytes; line += cache_line_bytes) _mm_prefetch(next + line, _MM_HINT_T1);
 }
 
 // At most 16 rows by 64 outputs.
@@ -82,9 +42,9 @@ INFERPLANE_INLINE void multiply_wide(const TileSpan& span) {
         _tile_zero(3);
     }
     for (int64_t i = 0; i < span.count; ++i) {
-        const uint32_t* right = span.right + i * tile_pairs * panel_columns;
+        const uint32_t* right = span.right + i * tile_words * panel_columns;
         if (span.ahead) fetch_ahead(right);
-        _tile_loadd(4, span.left + i * 2 * tile_pairs, span.left_stride * 2);
+        _tile_loadd(4, span.left + i * 2 * tile_words, span.left_stride * 2);
         _tile_loadd(5, right, panel_row_bytes);
         _tile_loadd(6, right + 16, panel_row_bytes);
         _tile_loadd(7, right + 32, panel_row_bytes);
@@ -116,14 +76,14 @@ INFERPLANE_INLINE void multiply_square(const TileSpan& span) {
         _tile_zero(3);
     }
     for (int64_t i = 0; i < span.count; ++i) {
-        const uint32_t* right = span.right + i * tile_pairs * panel_columns;
+        const uint32_t* right = span.right + i * tile_words * panel_columns;
         if (span.ahead) fetch_ahead(right);
-        _tile_loadd(4, span.left + i * 2 * tile_pairs, span.left_stride * 2);
+        _tile_loadd(4, span.left + i * 2 * tile_words, span.left_stride * 2);
         _tile_loadd(6, right, panel_row_bytes);
         _tile_loadd(7, right + 16, panel_row_bytes);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, lower + i * 2 * tile_pairs, span.left_stride * 2);
+        _tile_loadd(5, lower + i * 2 * tile_words, span.left_stride * 2);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
@@ -156,10 +116,10 @@ INFERPLANE_INLINE void multiply_span(const LinearJob& job, Tiles& tiles, const u
 
 // Blocks of whole tiles of k that stay in the L1 cache; then the pairs that fill no tile.
 INFERPLANE_INLINE void multiply_tiles(const LinearJob& job, Tiles& tiles, const uint32_t* panel, int64_t first, int64_t rows, float* sums) {
-    const int64_t steps = linear_steps(job.inputs, job.dtype), whole = steps / tile_pairs * tile_pairs;
+    const int64_t steps = linear_steps(job.inputs, job.dtype), whole = steps / tile_words * tile_words;
     for (int64_t step = 0; step < whole; step += block_steps) {
         const int64_t block = whole - step < block_steps ? whole - step : block_steps;
-        multiply_span(job, tiles, panel, first, rows, step, block / tile_pairs, tile_pairs, sums);
+        multiply_span(job, tiles, panel, first, rows, step, block / tile_words, tile_words, sums);
     }
     if (whole < steps) multiply_span(job, tiles, panel, first, rows, whole, 1, steps - whole, sums);
 }
@@ -182,7 +142,7 @@ template <class Isa> void multiply_amx_panels(const LinearJob& job, int64_t firs
 // Four independent sums: as many as the latency of a product needs.
 inline double amx_peak_rate(int64_t rounds, float* sink) {
     Tiles tiles;
-    tiles.shape(tile_height, tile_height, tile_pairs);
+    tiles.shape(tile_height, tile_height, tile_words);
     for (int64_t round = 0; round < rounds; ++round) {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
