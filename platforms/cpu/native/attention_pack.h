@@ -114,8 +114,8 @@ template <class P, class S> INFERPLANE_INLINE Words<typename P::Isa> value_step(
     return shift_right(first, 16) | as_words(load_upto<Isa>(odd, dims));
 }
 
-// Values of the keys in `range`, zeros for others up to its end; says whether all are finite.
-template <class P, class S>
+// Values of the keys in `range`, zeros for others up to its end, or to the end of the tile; says whether all are finite.
+template <class P, bool whole, class S>
 bool pack_values(const KeyTile<S>& keys, KeyRange range, int64_t value_dim, const S* zeros, typename P::Right* packed,
                  Ahead<P>& ahead) {
     using Isa = typename P::Isa;
@@ -125,7 +125,7 @@ bool pack_values(const KeyTile<S>& keys, KeyRange range, int64_t value_dim, cons
     const typename P::Vector nothing = P::zero();
     Floats<Isa> probe[panel_columns / lanes];  // 0 * infinity = NaN
     for (Floats<Isa>& p : probe) p = fill<Isa>(0.0f);
-    for (int64_t step = 0; step * P::k_per_step < range.high; ++step) {
+    for (int64_t step = 0; step * P::k_per_step < (whole ? key_tile : range.high); ++step) {
         const S *even = value(step * P::k_per_step), *odd = value(step * P::k_per_step + P::k_per_step - 1);
         for (int64_t panel = 0; panel < panels; ++panel, even += panel_columns, odd += panel_columns) {
             typename P::Right* to = packed + (panel * steps + step) * panel_columns;

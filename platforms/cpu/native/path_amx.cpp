@@ -53,6 +53,7 @@ bool amx_usable() {
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,f16c,amx-tile,amx-bf16,amx-int8")
+#include "amx_attention_kernel.h"
 #include "amx_codes_kernel.h"
 #include "amx_linear_kernel.h"
 #include "byte_dot_vnni.h"
@@ -61,6 +62,7 @@ bool amx_usable() {
 namespace inferplane {
 
 // Names of their own, so that no symbol is shared with units that are compiled for less.
+struct PairsOnTiles : PairDot {};
 struct BytesOnTiles : VnniBytes {};
 struct BytesOnTilesToPairs : VnniBytes {
     static INFERPLANE_INLINE Words<Isa> narrow(Floats<Isa> low, Floats<Isa> high) { return PairDot::narrow(low, high); }
@@ -80,6 +82,8 @@ const Path& amx_path() {
         made.many_codes[int(DType::float32)] = many_codes_kernels<BytesOnTiles, float>(made.codes[int(DType::float32)].stage);
         made.many_codes[int(DType::bfloat16)] = many_codes_kernels<BytesOnTilesToPairs, bf16>(made.codes[int(DType::bfloat16)].stage);
         made.many_codes[int(DType::float16)] = many_codes_kernels<BytesOnTiles, f16>(made.codes[int(DType::float16)].stage);
+        made.attend[int(DType::bfloat16)][0] = attend_task<PairsOnTiles, bf16, bf16, TileProducts>;
+        made.attend[int(DType::bfloat16)][1] = attend_task<PairsOnTiles, bf16, int8_t, TileProducts>;
         made.peak_bf16 = amx_peak_rate;
         made.peak_int8 = codes_tiles_peak_rate;
         return made;
