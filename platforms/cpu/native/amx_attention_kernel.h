@@ -15,11 +15,11 @@ class TileProducts {
     static constexpr bool whole_tiles = true;
 
     void scores(int rows, const bf16* left, int64_t stride, const uint32_t* keys, int64_t key_steps, float* scores, float*, int) {
-        multiply(rows, {left, stride, keys, (key_steps + tile_words - 1) / tile_words, scores, false, false});
+        multiply(rows, {left, stride, keys, (key_steps + tile_words - 1) / tile_words, scores, false});
     }
 
     void mix(int rows, const bf16* weights, const uint32_t* values, int64_t, float* out, int) {
-        multiply(rows, {weights, key_tile, values, key_tile / (2 * tile_words), out, true, false});
+        multiply(rows, {weights, key_tile, values, key_tile / (2 * tile_words), out, true});
     }
 
   private:
@@ -27,7 +27,7 @@ class TileProducts {
         // gcc does not know that tiles are loaded from memory.
         asm volatile("" ::: "memory");
         tiles_.shape(rows, 0, tile_words);
-        multiply_wide(span);
+        multiply_wide(span, NothingAhead{});
     }
 
     Tiles tiles_;
