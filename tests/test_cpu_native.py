@@ -128,7 +128,7 @@ def test_a_row_of_linear_has_the_same_bits_alone_and_in_any_batch(path, dtype, i
     x, weight = numbers(1, (130, inputs), dtype), numbers(2, (100, inputs), dtype)
     packed = native.pack_linear([weight])
     alone = np.concatenate([run_linear(x[i : i + 1], packed, [100])[0] for i in range(130)])
-    for rows in [*range(2, 20), 31, 48, 64, 65, 96, 129, 130]:
+    for rows in [*range(2, 20), 31, 48, 64, 65, 96, 112, 113, 129, 130]:
         (batch,) = run_linear(x[:rows], packed, [100])
         np.testing.assert_array_equal(bits(batch), bits(alone[:rows]), err_msg=f"{rows} rows")
 
@@ -137,7 +137,7 @@ def test_a_row_of_linear_has_the_same_bits_beyond_a_slab(dtype):
     x, weight = numbers(1, (1100, 70), dtype), numbers(2, (70, 70), dtype)
     packed = native.pack_linear([weight])
     (batch,) = run_linear(x, packed, [70])
-    for i in (0, 257, 258, 1031, 1032, 1099):
+    for i in (0, 257, 258, 543, 544, 1031, 1032, 1099):
         np.testing.assert_array_equal(bits(run_linear(x[i : i + 1], packed, [70])[0]), bits(batch[i : i + 1]))
 
 

@@ -22,7 +22,7 @@ GROUPED = (
     "int4:g128:float16:a8g128", "int4:g128:a8g48", "int4:g32:a8", "int4:g64:zeros:bfloat16:a8g32", "int4:g32:zeros:float16",
     "int4:bfloat16",
 )
-SHAPES = [(1, 1, 1), (1, 67, 130), (2, 131, 64), (5, 64, 65), (13, 1030, 70), (261, 67, 33)]
+SHAPES = [(1, 1, 1), (1, 67, 130), (2, 131, 64), (5, 64, 65), (13, 1030, 70), (40, 1056, 130), (261, 67, 33)]
 
 
 @pytest.fixture(params=PATHS)
@@ -127,23 +127,25 @@ def test_the_extreme_codes_do_not_saturate(path: str, text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["int8:a8", "int8:g128:float16:a8g128", "int4:g32:float16:a8g32", "int4:g64:zeros:a8g32", "int8", "int4:g32:float16"]
 )
-def test_a_row_has_the_same_bits_alone_and_in_any_batch(path: str, dtype: str, text: str) -> None:
-    spec = linear(text, 1030, 100, dtype=dtype)
+@pytest.mark.parametrize("inputs", [1030, 1216], ids=str)
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(path: str, dtype: str, inputs: int, text: str) -> None:
+    spec = linear(text, inputs, 100, dtype=dtype)
     kernel = quantized_kernels()[0]
     x, weight = rows(spec, 70), kernel.prepare(spec, weights(spec))
     alone = np.concatenate([kernel.run(spec, x[i : i + 1], weight, None) for i in range(len(x))])
-    for tokens in (2, 3, 4, 5, 6, 7, 8, 11, 13, 16, 31, 48, 65, 70):
+    for tokens in (2, 3, 4, 5, 6, 7, 8, 11, 13, 16, 17, 31, 48, 65, 70):
         batch = kernel.run(spec, x[:tokens], weight, None)
         np.testing.assert_array_equal(batch.view(np.uint8), alone[:tokens].view(np.uint8), err_msg=f"{tokens} rows")
 
 
 @pytest.mark.parametrize("text", ["int8:a8g128", "int4:g32:float16:a8g32", "int4:g32:float16"])
-def test_a_row_has_the_same_bits_beyond_a_slab(text: str) -> None:
-    spec = linear(text, 70, 70)
+@pytest.mark.parametrize("inputs", [70, 128], ids=str)
+def test_a_row_has_the_same_bits_beyond_a_slab(inputs: int, text: str) -> None:
+    spec = linear(text, inputs, 70)
     kernel = quantized_kernels()[0]
     x, weight = rows(spec, 1100), kernel.prepare(spec, weights(spec))
     batch = kernel.run(spec, x, weight, None)
-    for i in (0, 257, 258, 1031, 1032, 1099):
+    for i in (0, 257, 258, 511, 512, 1023, 1024, 1031, 1032, 1099):
         np.testing.assert_array_equal(kernel.run(spec, x[i : i + 1], weight, None), batch[i : i + 1])
 
 

@@ -82,11 +82,30 @@ inline void stored(int t, void* base, long stride) {
     for (int row = 0; row < tile.rows; ++row) std::memcpy(static_cast<char*>(base) + row * stride, tile.data[row], tile.row_bytes);
 }
 
-// sums [rows, columns] += left [rows, pairs of k] right [pairs of k, columns]
-inline void dpbf16ps(int to, int from_left, int from_right) {
-    Tile &sums = used(to), &left = used(from_left), &right = used(from_right);
+inline void demand_product(int to, int from_left, int from_right) {
+    const Tile &sums = used(to), &left = used(from_left), &right = used(from_right);
     demand(to != from_left && to != from_right && from_left != from_right, "one tile twice");
     demand(sums.rows == left.rows && sums.row_bytes == right.row_bytes && left.row_bytes == 4 * right.rows, "shapes that do not fit");
+}
+
+// sums [rows, columns] += left [rows, words of four signed bytes of k] right [words of four unsigned bytes of k, columns]
+inline void dpbsud(int to, int from_left, int from_right) {
+    demand_product(to, from_left, from_right);
+    Tile &sums = used(to), &left = used(from_left), &right = used(from_right);
+    for (int row = 0; row < sums.rows; ++row) {
+        for (int column = 0; column < sums.row_bytes / 4; ++column) {
+            int32_t sum;
+            std::memcpy(&sum, sums.data[row] + 4 * column, 4);
+            for (int k = 0; k < 4 * right.rows; ++k) sum += int8_t(left.data[row][k]) * int(right.data[k / 4][4 * column + k % 4]);
+            std::memcpy(sums.data[row] + 4 * column, &sum, 4);
+        }
+    }
+}
+
+// sums [rows, columns] += left [rows, pairs of k] right [pairs of k, columns]
+inline void dpbf16ps(int to, int from_left, int from_right) {
+    demand_product(to, from_left, from_right);
+    Tile &sums = used(to), &left = used(from_left), &right = used(from_right);
     for (int row = 0; row < sums.rows; ++row) {
         for (int column = 0; column < sums.row_bytes / 4; ++column) {
             float parts[2] = {0, 0}, sum;
@@ -110,9 +129,11 @@ inline void dpbf16ps(int to, int from_left, int from_right) {
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
+#undef _tile_dpbsud
 #define _tile_loadconfig amx_emulated::loadconfig
 #define _tile_release amx_emulated::release
 #define _tile_loadd amx_emulated::loadd
 #define _tile_stored amx_emulated::stored
 #define _tile_zero amx_emulated::zero
 #define _tile_dpbf16ps amx_emulated::dpbf16ps
+#define _tile_dpbsud amx_emulated::dpbsud

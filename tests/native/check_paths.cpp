@@ -280,11 +280,12 @@ template <class T> void check_type() {
     check_linear<T>(261, 35, 66);
     check_linear<T>(1035, 5, 3);
     for (const int bits : {8, 4}) {
-        for (const int64_t rows : {1, 2, 3, 5, 6, 13}) {
+        for (const int64_t rows : {1, 2, 3, 5, 6, 13, 33, 70}) {
             for (const bool quantizes : {true, false}) {
                 check_quantized<T>({132, 0, bits, DType::float32, false}, rows, 0, quantizes);
                 check_quantized<T>({67, 0, bits, DType::float32, true}, rows, 0, quantizes);
                 check_quantized<T>({96, 32, bits, DType::float32, true}, rows, 32, quantizes);
+                check_quantized<T>({320, 128, bits, DType::float32, false}, rows, 64, quantizes);
             }
         }
     }

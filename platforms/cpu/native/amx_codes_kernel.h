@@ -1,8 +1,8 @@
 // The quantized linear over rows of int8 codes on the tiles of Intel AMX, for more rows than a tile of vectors has.
 //
 //   for a panel of 64 outputs              sums [slab, 64] float32 in L2
-//     for a block of some 256 k            codes in L1, those of int4 as bytes
-//       for 32 rows by 32 outputs          or the last 16 rows by 64
+//     for a block of k                     codes in L1, or, of few rows, in L2; those of int4 as bytes
+//       for 32 rows by 32 outputs          or 16 rows by 64: the last ones, or few
 //         for each piece of k              int32 products, to L1; then those of the piece before are scaled
 //
 // Sums of integers are exact, and are scaled operation by operation as codes_tile does it: a row has the same bits on either.
@@ -21,8 +21,8 @@ struct PieceOfPanel {
 
 struct CodesMemory {
     alignas(64) int32_t products[2][2 * tile_height * 2 * lanes];
-    alignas(64) char bytes[piece_of_codes * panel_columns];
-    PieceOfPanel pieces[piece_of_codes / (half_tile_words * k_per_word)];
+    alignas(64) char bytes[block_of_few_rows * panel_columns];
+    PieceOfPanel pieces[block_of_few_rows / (half_tile_words * k_per_word)];
 };
 
 // Products of a piece that wait for their scales: [rows, 16 * vectors], of a tile of rows and of the one below, or of none.
@@ -39,7 +39,7 @@ struct Waiting {
 template <class D> class CodesOnTiles {
   public:
     CodesOnTiles(const QuantizedJob& job, CodesMemory& memory)
-        : job_(job), memory_(memory), bytes_(job.layout), rows_(job.tiles()), tile_steps_(job.piece_steps % tile_words ? half_tile_words : tile_words) {
+        : job_(job), memory_(memory), bytes_(job.layout), rows_(job.tiles()), few_(job.slab <= few_rows_of_tiles), tile_steps_(job.tile_words()) {
         bytes_.bits = 8;
     }
 
@@ -52,8 +52,10 @@ template <class D> class CodesOnTiles {
         for (int64_t step = 0; step < layout.steps(); step += job_.block_steps) {
             const bool last_block = step + job_.block_steps >= layout.steps();
             take_block(stream, step, last_panel && last_block);
-            for (int64_t t = 0; t < rows_.count; t += 2) {
-                const RowsOfTile upper = rows_.at(t), lower = t + 1 < rows_.count ? rows_.at(t + 1) : RowsOfTile{upper.first + upper.rows, 0};
+            for (int64_t t = 0; t < rows_.count; t += few_ ? 1 : 2) {
+                const RowsOfTile upper = rows_.at(t);
+                const RowsOfTile lower = !few_ && t + 1 < rows_.count ? rows_.at(t + 1) : RowsOfTile{upper.first + upper.rows, 0};
+                streams_ = few_ && t == 0 && layout.bits == 8;
                 if (last_block) expect_results<Isa>(job_, panel, upper.first, upper.rows + lower.rows);
                 multiply_rows(upper, lower, left, of_rows, step > 0, sums + upper.first * panel_columns);
                 if (last_block) finish_rows<T>(panel, stream, upper.first, upper.rows + lower.rows, sums, gates);
@@ -72,7 +74,7 @@ template <class D> class CodesOnTiles {
     void multiply_columns(RowsOfTile upper, RowsOfTile lower, const int8_t* left, const PieceOfRow* of_rows, bool resume, float* sums);
     template <int vectors, bool zeros> void scale_waiting();
     template <int vectors, bool zeros> void scale(const Waiting& of, int tile, const int32_t* values, float* sums) const;
-    void fetch();
+    void fetch(const char* right, int quarter);
 
     template <class T> INFERPLANE_INLINE void finish_rows(int64_t panel, const char* stream, int64_t first, int64_t rows, float* sums, float* gates) {
         float* const own = sums + first * panel_columns;
@@ -84,18 +86,21 @@ template <class D> class CodesOnTiles {
     CodesMemory& memory_;
     QuantizedLayout bytes_;  // of codes as bytes
     const RowTiles rows_;
+    const bool few_;
     const int64_t tile_steps_;
     Tiles tiles_;
     Waiting waiting_{};
     int turn_ = 0, pieces_ = 0;
-    const char *next_ = nullptr, *stop_ = nullptr;  // of the block that comes next in memory: fetched a few lines at a time
+    bool streams_ = false;                          // codes come from memory while these rows meet them: each tile a little ahead
+    const char *next_ = nullptr, *stop_ = nullptr;  // or the block that comes next in memory is fetched, a few lines at a time
     int lines_ = 0;
 };
 
-// Codes of four bits as bytes.
+// Codes of four bits as bytes; they come from memory a little ahead.
 template <class Isa> INFERPLANE_INLINE void widen_nibbles(const char* codes, int64_t steps, char* to) {
     const Words<Isa> nibbles = fill_words<Isa>(0x0f0f0f0f);
     for (int64_t pair = 0; pair < 2 * steps; ++pair, codes += 64, to += 128) {
+        Isa::prefetch(codes + stream_ahead<Fetch::own_near>);
         const Words<Isa> both = load_words<Isa>(codes);
         store_words(to, both & nibbles);
         store_words(to + 64, shift_right(both, 4) & nibbles);
@@ -122,14 +127,20 @@ template <class D> void CodesOnTiles<D>::take_block(const char* stream, int64_t 
     }
     // gcc does not know that tiles are loaded from memory.
     asm volatile("" ::: "memory");
-    const int64_t products = (rows_.count + 1) / 2 * 2 * ((stop - start) / tile_steps_);
+    const int64_t loads = (rows_.count + 1) / 2 * 4 * ((stop - start) / tile_steps_), lines = (end - first) / cache_line_bytes;
     next_ = end;
-    stop_ = last ? end : end + (end - first);
-    lines_ = int(((end - first) / cache_line_bytes + products) / products);
+    stop_ = last || few_ || layout.bits == 4 ? end : end + (end - first);
+    lines_ = int((lines + loads - 1) / loads);
 }
 
-template <class D> INFERPLANE_INLINE void CodesOnTiles<D>::fetch() {
-    for (int line = 0; line < lines_ && next_ < stop_; ++line, next_ += cache_line_bytes) Isa::prefetch(next_);
+// Before a tile of a step's codes is loaded, the first or another one of four.
+template <class D> INFERPLANE_INLINE void CodesOnTiles<D>::fetch(const char* right, int quarter) {
+    if (streams_) {
+        const char* const own = right + stream_ahead<Fetch::own_near> + quarter * tile_steps_ * cache_line_bytes;
+        for (int64_t line = 0; line < tile_steps_; ++line) Isa::prefetch(own + line * cache_line_bytes);
+    } else {
+        for (int line = 0; line < lines_ && next_ < stop_; ++line, next_ += cache_line_bytes) Isa::prefetch(next_);
+    }
 }
 
 // A block by one or two tiles of rows.
@@ -164,10 +175,11 @@ void CodesOnTiles<D>::multiply_columns(RowsOfTile upper, RowsOfTile lower, const
             _tile_zero(3);
             for (int64_t i = 0; i < piece.steps; i += tile_steps_, right += tile_steps_ * panel_row_bytes, k += tile_steps_ * k_per_word) {
                 const uint64_t line = k / cache_line_bytes * cache_line_bytes, in_line = k % cache_line_bytes;
-                fetch();
                 _tile_loadd(4, above + line * upper.rows + in_line, cache_line_bytes);
                 if constexpr (vectors == 2) {
+                    fetch(right, 0);
                     _tile_loadd(6, right, panel_row_bytes);
+                    fetch(right, 1);
                     _tile_loadd(7, right + 64, panel_row_bytes);
                     _tile_dpbsud(0, 4, 6);
                     _tile_dpbsud(1, 4, 7);
@@ -175,10 +187,14 @@ void CodesOnTiles<D>::multiply_columns(RowsOfTile upper, RowsOfTile lower, const
                     _tile_dpbsud(2, 5, 6);
                     _tile_dpbsud(3, 5, 7);
                 } else {
+                    fetch(right, 0);
                     _tile_loadd(5, right, panel_row_bytes);
+                    fetch(right, 1);
                     _tile_loadd(6, right + 64, panel_row_bytes);
+                    fetch(right, 2);
                     _tile_loadd(7, right + 128, panel_row_bytes);
                     _tile_dpbsud(0, 4, 5);
+                    fetch(right, 3);
                     _tile_loadd(5, right + 192, panel_row_bytes);
                     _tile_dpbsud(1, 4, 6);
                     _tile_dpbsud(2, 4, 7);

@@ -79,8 +79,13 @@ int64_t piece_steps(const QuantizedJob& job) {
 // Whether the rows are many and all pieces are whole tiles.
 bool takes_many(const Path& path, const QuantizedJob& job) {
     const QuantizedKernels& few = path.codes[int(job.dtype)];
-    return job.quantizes && path.many_codes[int(job.dtype)].multiply && job.rows > few.tile_rows && job.piece_steps % half_tile_words == 0 &&
-           job.layout.inputs % (half_tile_words * k_per_word) == 0;
+    return job.quantizes && path.many_codes[int(job.dtype)].multiply && job.rows > few.tile_rows && job.piece_steps % job.tile_words() == 0 &&
+           job.layout.inputs % (job.tile_words() * k_per_word) == 0;
+}
+
+// Few rows meet a block that stays in the L2 cache, unless it is widened first; many one that stays in the L1 cache.
+int64_t block_of_tiles_for(const QuantizedJob& job) {
+    return job.rows <= few_rows_of_tiles && job.layout.bits == 8 ? block_of_few_rows : block_of_tiles;
 }
 
 // Rows whose codes stay in the L2 cache while panels pass.
@@ -115,7 +120,7 @@ void quantized_linear(QuantizedJob& job) {
     const QuantizedKernels& kernels = many ? path.many_codes[int(job.dtype)] : job.quantizes ? path.codes[int(job.dtype)] : path.floats[int(job.dtype)];
     job.tile_rows = kernels.tile_rows;
     // One row reads each code a single time: nothing needs to stay, and a panel is one block.
-    const int64_t steps = job.layout.steps(), in_cache = (many ? block_of_tiles : block_of_codes / job.layout.bits) / k_per_word;
+    const int64_t steps = job.layout.steps(), in_cache = (many ? block_of_tiles_for(job) : block_of_codes / job.layout.bits) / k_per_word;
     job.block_steps = std::max<int64_t>(1, (job.rows == 1 ? steps : std::min(steps, in_cache)) / job.piece_steps) * job.piece_steps;
     // Rows of floats: off the powers of two, so that those of a tile do not fall on the same lines of the cache.
     job.left_stride = job.quantizes ? job.blocks() * job.block_bytes() : round_up(job.inputs, 64) + 64;

@@ -17,8 +17,8 @@ constexpr int64_t k_per_word = 4;  // codes of one output in a 32-bit word
 constexpr int64_t slab_of_codes = 258;  // rows of codes staged at once: they stay in the L3 cache, and their sums of one panel in L2
 constexpr int64_t piece_of_codes = 512, piece_of_floats = 128;  // most k that are summed before they are scaled
 constexpr int64_t block_of_codes = 512 * 8;  // bits of one output: those of a panel stay in the L1 cache
-constexpr int64_t block_of_tiles = 256;      // k of a block where a matrix unit multiplies
-constexpr int64_t half_tile_words = 8;       // its tiles have so many words of k, or twice as many
+constexpr int64_t half_tile_words = 8;  // where a matrix unit multiplies: its tiles have so many words of k, or twice as many
+constexpr int64_t block_of_tiles = 256, block_of_few_rows = 1024, few_rows_of_tiles = 64;  // k of its blocks
 
 struct QuantizedLayout {
     int64_t inputs, group;  // group: k that share a scale; 0: all of them
@@ -76,6 +76,11 @@ struct QuantizedJob : LinearJob {
     int64_t block_pieces() const { return block_steps / piece_steps; }
 
     RowTiles tiles() const { return {slab, tile_rows}; }
+    // Words of k in a matrix unit's tile: pieces are made of whole ones, the last one of a row, too.
+    int64_t tile_words() const {
+        constexpr int64_t whole = 2 * half_tile_words;
+        return piece_steps % whole == 0 && layout.inputs % (whole * k_per_word) == 0 ? whole : half_tile_words;
+    }
 };
 
 // Rows first_row .. of the packed matrix: codes [rows, inputs], scales and zeros [rows, groups]; zeros may be null.

@@ -164,6 +164,14 @@ template <class T> std::string check_type(const Path& path, const char* type) {
             }
         }
     }
+    // Rows and groups that a matrix unit takes: one tile of rows and five, whole tiles of k and halves.
+    for (const int64_t rows : {7, 70}) {
+        for (const int bits : {8, 4}) {
+            const bool whole = quantized_agrees<T>(path, {1216, 0, bits, DType::float16, false}, true, rows);
+            const bool halves = quantized_agrees<T>(path, {352, 32, bits, DType::float16, true}, true, rows);
+            if (!whole || !halves) return "linear over int" + std::to_string(bits) + of + ", " + std::to_string(rows) + " rows";
+        }
+    }
     // More k than a block of steps, and some left over.
     if (!linear_agrees<T>(path, 18, 577, 70)) return "linear" + of + ", long rows";
     if (!attention_agrees<T>(path, 64, 64, 0) || !attention_agrees<T>(path, 33, 21, 0)) return "attention" + of;
