@@ -25,6 +25,13 @@ struct CodesMemory {
     PieceOfPanel pieces[block_of_few_rows / (half_tile_words * k_per_word)];
 };
 
+// What was staged of a slab's rows for a block of k.
+struct BlockOfRows {
+    const int8_t* codes;
+    const PieceOfRow* pieces;
+    bool resume;  // add to the sums of the blocks before
+};
+
 // Products of a piece that wait for their scales: [rows, 16 * vectors], of a tile of rows and of the one below, or of none.
 struct Waiting {
     const int32_t* values;
@@ -39,7 +46,8 @@ struct Waiting {
 template <class D> class CodesOnTiles {
   public:
     CodesOnTiles(const QuantizedJob& job, CodesMemory& memory)
-        : job_(job), memory_(memory), bytes_(job.layout), rows_(job.tiles()), few_(job.slab <= few_rows_of_tiles), tile_steps_(job.tile_words()) {
+        : job_(job), memory_(memory), bytes_(job.layout), rows_(job.tiles()), few_(job.slab <= few_rows_of_tiles),
+          tile_steps_(job.tile_words()) {
         bytes_.bits = 8;
     }
 
@@ -47,8 +55,7 @@ template <class D> class CodesOnTiles {
     template <class T> void multiply_panel(int64_t panel, bool last_panel, float* sums, float* gates) {
         const QuantizedLayout& layout = job_.layout;
         const char* const stream = static_cast<const char*>(job_.packed) + panel * layout.panel_bytes();
-        const int8_t* left = static_cast<const int8_t*>(job_.left);
-        const PieceOfRow* of_rows = job_.pieces;
+        BlockOfRows block{static_cast<const int8_t*>(job_.left), job_.pieces, false};
         for (int64_t step = 0; step < layout.steps(); step += job_.block_steps) {
             const bool last_block = step + job_.block_steps >= layout.steps();
             take_block(stream, step, last_panel && last_block);
@@ -57,11 +64,10 @@ template <class D> class CodesOnTiles {
                 const RowsOfTile lower = !few_ && t + 1 < rows_.count ? rows_.at(t + 1) : RowsOfTile{upper.first + upper.rows, 0};
                 streams_ = few_ && t == 0 && layout.bits == 8;
                 if (last_block) expect_results<Isa>(job_, panel, upper.first, upper.rows + lower.rows);
-                multiply_rows(upper, lower, left, of_rows, step > 0, sums + upper.first * panel_columns);
+                multiply_rows(block, upper, lower, sums + upper.first * panel_columns);
                 if (last_block) finish_rows<T>(panel, stream, upper.first, upper.rows + lower.rows, sums, gates);
             }
-            left += job_.slab * job_.block_bytes();
-            of_rows += job_.slab * job_.block_pieces();
+            block = {block.codes + job_.slab * job_.block_bytes(), block.pieces + job_.slab * job_.block_pieces(), true};
         }
     }
 
@@ -69,14 +75,14 @@ template <class D> class CodesOnTiles {
     using Isa = typename D::Isa;
 
     void take_block(const char* stream, int64_t start, bool last);
-    void multiply_rows(RowsOfTile upper, RowsOfTile lower, const int8_t* left, const PieceOfRow* of_rows, bool resume, float* sums);
-    template <int vectors, bool zeros>
-    void multiply_columns(RowsOfTile upper, RowsOfTile lower, const int8_t* left, const PieceOfRow* of_rows, bool resume, float* sums);
+    void multiply_rows(const BlockOfRows& block, RowsOfTile upper, RowsOfTile lower, float* sums);
+    template <int vectors, bool zeros> void multiply_columns(const BlockOfRows& block, RowsOfTile upper, RowsOfTile lower, float* sums);
     template <int vectors, bool zeros> void scale_waiting();
     template <int vectors, bool zeros> void scale(const Waiting& of, int tile, const int32_t* values, float* sums) const;
     void fetch(const char* right, int quarter);
 
-    template <class T> INFERPLANE_INLINE void finish_rows(int64_t panel, const char* stream, int64_t first, int64_t rows, float* sums, float* gates) {
+    template <class T>
+    INFERPLANE_INLINE void finish_rows(int64_t panel, const char* stream, int64_t first, int64_t rows, float* sums, float* gates) {
         float* const own = sums + first * panel_columns;
         if (job_.layout.groups() == 1) scale_sums<Isa>(bytes_, stream, rows, own);
         if (gates) store_sums<D, T>(job_, panel, job_.first_row + first, rows, gates + first * panel_columns, own);
@@ -110,7 +116,8 @@ template <class Isa> INFERPLANE_INLINE void widen_nibbles(const char* codes, int
 // Takes the codes of the block at step `start`.
 template <class D> void CodesOnTiles<D>::take_block(const char* stream, int64_t start, bool last) {
     const QuantizedLayout& layout = job_.layout;
-    const int64_t group_steps = layout.group_steps(), stop = layout.steps() - start < job_.block_steps ? layout.steps() : start + job_.block_steps;
+    const int64_t group_steps = layout.group_steps(), left = layout.steps() - start;
+    const int64_t stop = start + (left < job_.block_steps ? left : job_.block_steps);
     const char *first = nullptr, *end = nullptr;
     char* to = memory_.bytes;
     pieces_ = 0;
@@ -144,26 +151,25 @@ template <class D> INFERPLANE_INLINE void CodesOnTiles<D>::fetch(const char* rig
 }
 
 // A block by one or two tiles of rows.
-template <class D>
-void CodesOnTiles<D>::multiply_rows(RowsOfTile upper, RowsOfTile lower, const int8_t* left, const PieceOfRow* of_rows, bool resume, float* sums) {
+template <class D> void CodesOnTiles<D>::multiply_rows(const BlockOfRows& block, RowsOfTile upper, RowsOfTile lower, float* sums) {
     tiles_.shape(upper.rows, lower.rows, tile_steps_);
     const bool zeros = job_.layout.zeros;
     if (lower.rows) {
-        if (zeros) multiply_columns<2, true>(upper, lower, left, of_rows, resume, sums);
-        else multiply_columns<2, false>(upper, lower, left, of_rows, resume, sums);
+        if (zeros) multiply_columns<2, true>(block, upper, lower, sums);
+        else multiply_columns<2, false>(block, upper, lower, sums);
     } else {
-        if (zeros) multiply_columns<4, true>(upper, lower, left, of_rows, resume, sums);
-        else multiply_columns<4, false>(upper, lower, left, of_rows, resume, sums);
+        if (zeros) multiply_columns<4, true>(block, upper, lower, sums);
+        else multiply_columns<4, false>(block, upper, lower, sums);
     }
 }
 
 // `vectors` columns at a time: sums 0 1 of the upper and 2 3 of the lower rows, or 0 1 2 3 of the upper ones.
 template <class D>
 template <int vectors, bool zeros>
-void CodesOnTiles<D>::multiply_columns(RowsOfTile upper, RowsOfTile lower, const int8_t* left, const PieceOfRow* of_rows, bool resume, float* sums) {
-    const int64_t block_pieces = job_.block_pieces();
-    const int8_t* const above = left + upper.first * job_.block_bytes();
-    const int8_t* const below = left + lower.first * job_.block_bytes();
+void CodesOnTiles<D>::multiply_columns(const BlockOfRows& block, RowsOfTile upper, RowsOfTile lower, float* sums) {
+    const int8_t* const above = block.codes + upper.first * job_.block_bytes();
+    const int8_t* const below = block.codes + lower.first * job_.block_bytes();
+    const PieceOfRow* const pieces[2] = {block.pieces + upper.first * job_.block_pieces(), block.pieces + lower.first * job_.block_pieces()};
     for (int column = 0; column < panel_columns / lanes; column += vectors) {
         uint64_t k = 0;
         for (int p = 0; p < pieces_; ++p) {
@@ -173,7 +179,7 @@ void CodesOnTiles<D>::multiply_columns(RowsOfTile upper, RowsOfTile lower, const
             _tile_zero(1);
             _tile_zero(2);
             _tile_zero(3);
-            for (int64_t i = 0; i < piece.steps; i += tile_steps_, right += tile_steps_ * panel_row_bytes, k += tile_steps_ * k_per_word) {
+            for (int64_t i = 0; i < piece.steps; i += tile_steps_, k += tile_steps_ * k_per_word, right += tile_steps_ * panel_row_bytes) {
                 const uint64_t line = k / cache_line_bytes * cache_line_bytes, in_line = k % cache_line_bytes;
                 _tile_loadd(4, above + line * upper.rows + in_line, cache_line_bytes);
                 if constexpr (vectors == 2) {
@@ -209,9 +215,8 @@ void CodesOnTiles<D>::multiply_columns(RowsOfTile upper, RowsOfTile lower, const
             _tile_stored(1, values + lanes, vectors * cache_line_bytes);
             _tile_stored(2, third, vectors * cache_line_bytes);
             _tile_stored(3, third + lanes, vectors * cache_line_bytes);
-            waiting_ = {values, sums + column * lanes,
-                        {of_rows + upper.first * block_pieces + p * upper.rows, of_rows + lower.first * block_pieces + p * lower.rows},
-                        {upper.rows, lower.rows}, piece.header, column, resume || p > 0};
+            waiting_ = {values, sums + column * lanes, {pieces[0] + p * upper.rows, pieces[1] + p * lower.rows}, {upper.rows, lower.rows},
+                        piece.header, column, block.resume || p > 0};
         }
     }
     scale_waiting<vectors, zeros>();

@@ -134,8 +134,8 @@ struct TileRows {
     int64_t first, rows, step, count, words;
 
     TileSpan span(const LinearJob& job, const uint32_t* panel, int64_t row, float* sums) const {
-        return {static_cast<const bf16*>(job.left) + (first + row) * job.left_stride + step * 2, job.left_stride, panel + step * panel_columns,
-                count, sums + row * panel_columns, step > 0};
+        const bf16* const left = static_cast<const bf16*>(job.left) + (first + row) * job.left_stride + step * 2;
+        return {left, job.left_stride, panel + step * panel_columns, count, sums + row * panel_columns, step > 0};
     }
 };
 
@@ -150,8 +150,8 @@ INFERPLANE_INLINE void multiply_few(const LinearJob& job, Tiles& tiles, const ui
 
 INFERPLANE_INLINE void multiply_many(const LinearJob& job, Tiles& tiles, const uint32_t* panel, const TileRows& of, float* sums,
                                      const uint32_t* next_block) {
-    const int64_t loads = (of.rows + tile_height - 1) / tile_height * 2 * of.count;
-    NextLinesAhead ahead{reinterpret_cast<const char*>(next_block), (of.count * of.words * panel_row_bytes / cache_line_bytes + loads - 1) / loads};
+    const int64_t loads = (of.rows + tile_height - 1) / tile_height * 2 * of.count, lines = of.count * of.words * panel_row_bytes / cache_line_bytes;
+    NextLinesAhead ahead{reinterpret_cast<const char*>(next_block), (lines + loads - 1) / loads};
     for (int64_t row = 0; row < of.rows; row += 2 * tile_height) {
         const int64_t most = of.rows - row, upper = most < tile_height ? most : tile_height;
         const int64_t lower = most < 2 * tile_height ? most - upper : tile_height;
@@ -169,19 +169,21 @@ INFERPLANE_INLINE void multiply_many(const LinearJob& job, Tiles& tiles, const u
 }
 
 // Panels first .. first + panels against rows row .. row + rows of the slab: sums [panels][each].
-INFERPLANE_INLINE void multiply_group(const LinearJob& job, Tiles& tiles, int64_t first, int64_t panels, int64_t row, int64_t rows, float* sums,
-                                      int64_t each) {
+INFERPLANE_INLINE void multiply_group(const LinearJob& job, Tiles& tiles, int64_t first, int64_t panels, int64_t row, int64_t rows,
+                                      float* sums, int64_t each) {
     const int64_t steps = linear_steps(job.inputs, job.dtype), whole = steps / tile_words * tile_words;
     const bool few = job.slab <= few_tile_rows;
     const int64_t most = few ? few_rows_steps : slice_steps;
     const auto panel = [&](int64_t i) { return static_cast<const uint32_t*>(job.packed) + (first + i) * steps * panel_columns; };
     for (int64_t step = 0; step < steps;) {
         // Whole tiles of k; at the end the pairs that fill no tile.
-        const int64_t block = step == whole ? steps - whole : whole - step < most ? whole - step : most, words = step == whole ? block : tile_words;
+        const int64_t block = step == whole ? steps - whole : whole - step < most ? whole - step : most;
+        const int64_t words = step == whole ? block : tile_words;
         const TileRows of{row, rows, step, block / words, words};
         for (int64_t i = 0; i < panels; ++i) {
+            const uint32_t* const next = i + 1 < panels ? panel(i + 1) + step * panel_columns : panel(0) + (step + block) * panel_columns;
             if (few) multiply_few(job, tiles, panel(i), of, sums + i * each);
-            else multiply_many(job, tiles, panel(i), of, sums + i * each, i + 1 < panels ? panel(i + 1) + step * panel_columns : panel(0) + (step + block) * panel_columns);
+            else multiply_many(job, tiles, panel(i), of, sums + i * each, next);
         }
         step += block;
     }
