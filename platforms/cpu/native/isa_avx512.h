@@ -21,6 +21,11 @@ struct Avx512 {
 
     static INFERPLANE_INLINE f32 scale_by_power(f32 a, f32 n) { return f32(_mm512_scalef_ps(a, n)); }
 
+    // 0 where x is less than the limit.
+    static INFERPLANE_INLINE f32 scale_by_power_above(float limit, f32 x, f32 a, f32 n) {
+        return f32(_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_NLT_UQ), a, n));
+    }
+
     template <class Isa> static INFERPLANE_INLINE float maximum(Floats<Isa> a) {
         const __m512 all = a.part[0];
         __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));

@@ -105,7 +105,7 @@ template <class Isa, class T> void rope_tokens(const RopeJob& job, int64_t first
 template <class Isa, bool rough> INFERPLANE_INLINE Floats<Isa> sigmoid_times(Floats<Isa> x, Floats<Isa> exponent) {
     const Floats<Isa> zero = fill<Isa>(0.0f), one = fill<Isa>(1.0f), below = zero - absolute(exponent);
     Floats<Isa> small;
-    if constexpr (rough && Isa::scales_by_powers) small = exp2_small<Isa, true>(below * fill<Isa>(1.44269504f));
+    if constexpr (rough && Isa::scales_by_powers) small = exp2_small<Isa, true, true>(below * fill<Isa>(1.44269504f));
     else small = exp(below);
     return x * where_less(exponent, zero, small, one) / (one + small);
 }
