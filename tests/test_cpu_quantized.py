@@ -119,8 +119,8 @@ def test_the_extreme_codes_do_not_saturate(path: str, text: str) -> None:
     low = -128 if spec.scheme.weight == "int8" else -8
     codes = np.where(np.arange(64)[:, None] % 2, low, -low - 1).astype(np.int8) * np.ones((1, 256), np.int8)
     scales = np.ones(spec.scheme.scale_shape(64, 256), np.float16 if spec.scheme.scales == "float16" else np.float32)
-    x = np.ones((3, 256), DTYPES["bfloat16"])
-    x[1] = -1
+    x = np.ones((9, 256), DTYPES["bfloat16"])
+    x[1::2] = -1
     assert_close(spec, x, [Quantized(codes, scales)])
 
 
@@ -136,6 +136,15 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(path: str, dtype: str, i
     for tokens in (2, 3, 4, 5, 6, 7, 8, 11, 13, 16, 17, 31, 48, 65, 70):
         batch = kernel.run(spec, x[:tokens], weight, None)
         np.testing.assert_array_equal(batch.view(np.uint8), alone[:tokens].view(np.uint8), err_msg=f"{tokens} rows")
+
+
+@pytest.mark.parametrize("rows_", [6, 7], ids=str)
+def test_high_nibbles_overflow_alike_in_few_rows_and_in_many(path: str, rows_: int) -> None:
+    spec = linear("int4:a8", 32, 64)
+    x = np.zeros((rows_, 32), DTYPES["bfloat16"])
+    x[:, 0] = 1e37
+    made = run(spec, x, [Quantized(np.full((64, 32), 7, np.int8), np.ones((64, 1), np.float32))])
+    np.testing.assert_array_equal(made, run(spec, x[:1], [Quantized(np.full((64, 32), 7, np.int8), np.ones((64, 1), np.float32))]).repeat(rows_, 0))
 
 
 @pytest.mark.parametrize("text", ["int8:a8g128", "int4:g32:float16:a8g32", "int4:g32:float16"])

@@ -5,7 +5,8 @@
 //       for 32 rows by 32 outputs          or 16 rows by 64: the last ones, or few
 //         for each piece of k              int32 products, to L1; then those of the piece before are scaled
 //
-// Sums of integers are exact, and are scaled operation by operation as codes_tile does it: a row has the same bits on either.
+// Sums of integers are exact, and are scaled operation by operation as codes_tile does it: a row has the same bits on either,
+// where no sixteenth of a scale is subnormal.
 #pragma once
 
 #include "amx_tiles.h"
@@ -84,7 +85,7 @@ template <class D> class CodesOnTiles {
     template <class T>
     INFERPLANE_INLINE void finish_rows(int64_t panel, const char* stream, int64_t first, int64_t rows, float* sums, float* gates) {
         float* const own = sums + first * panel_columns;
-        if (job_.layout.groups() == 1) scale_sums<Isa>(bytes_, stream, rows, own);
+        if (job_.layout.groups() == 1) scale_sums<Isa>(job_.layout, stream, rows, own);
         if (gates) store_sums<D, T>(job_, panel, job_.first_row + first, rows, gates + first * panel_columns, own);
     }
 
@@ -233,11 +234,12 @@ template <class D>
 template <int vectors, bool zeros>
 INFERPLANE_INLINE void CodesOnTiles<D>::scale(const Waiting& of, int tile, const int32_t* values, float* sums) const {
     if (of.rows[tile] == 0) return;
-    const bool scaled = job_.layout.groups() > 1;
+    // Without groups, scales come at the end: those of high nibbles are sixteenths, as codes_tile's sums are 16 times as large.
+    const bool scaled = job_.layout.groups() > 1, sixteenths = job_.layout.bits == 4;
     Floats<Isa> scales[vectors];
     Words<Isa> zero[vectors];
     for (int j = 0; j < vectors; ++j) {
-        scales[j] = scaled ? scales_of_sums<Isa>(bytes_, of.header, of.column + j) : fill<Isa>(1.0f);
+        scales[j] = scaled ? scales_of_sums<Isa>(bytes_, of.header, of.column + j) : fill<Isa>(sixteenths && j % 2 ? 16.0f : 1.0f);
         if (zeros) zero[j] = zeros_of_sums<Isa>(bytes_, of.header, of.column + j);
     }
     const PieceOfRow* piece = of.pieces[tile];

@@ -45,8 +45,6 @@ class Tiles {
         _tile_loadconfig(&config);
     }
 
-    int64_t upper() const { return upper_; }
-
   private:
     int64_t upper_ = 0, lower_ = 0, words_ = 0;
 };

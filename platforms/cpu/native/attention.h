@@ -13,7 +13,7 @@ constexpr int key_tile = 64;     // keys per tile, aligned at absolute positions
 constexpr int key_chunk = 1024;  // keys whose sums are made apart and folded in order: what a task may take of a long row
 constexpr int query_rows = 96;   // (token, head) pairs that share one packed tile of keys and values, at least
 constexpr int query_bytes = 1 << 18;  // what the sums and queries of a task take at most, where that leaves query_rows: a part of L2
-constexpr int direct_rows = 8;   // heads of one token that do without packing, no fewer than a tile of linear has rows
+constexpr int direct_rows = 8;   // heads of one token that do without packing, but on a matrix unit; no fewer than a tile of linear has rows
 
 struct CacheShape {
     int64_t blocks, kv_heads, block_tokens, key_dim, value_dim;

@@ -188,8 +188,8 @@ template <class P, class T, class S, class Products> void AttentionBlock<P, T, S
 template <class P, class T, class S, class Products>
 void AttentionBlock<P, T, S, Products>::weigh(int64_t low, int rows, int vectors, const float* scores, const KeyTile<S>& keys) {
     const bool plain = job_.softcap == 0 && !job_.slopes && sizeof(S) > 1;  // scores are products times a factor
-    if (Products::whole_tiles) vectors = key_tile / lanes;
     if (!plain) return weigh_rows<false, 4>(low, rows, scores, keys);
+    if constexpr (Products::whole_tiles) return weigh_rows<true, 4>(low, rows, scores, keys);
     switch (vectors) {
         case 1: return weigh_rows<true, 1>(low, rows, scores, keys);
         case 2: return weigh_rows<true, 2>(low, rows, scores, keys);

@@ -27,7 +27,8 @@ PyObject* py_features(const Arguments&) {
     put(features, "paths", supported);
     put(features, "path", PyUnicode_FromString(active.name));
     put(features, "threads", PyLong_FromLong(thread_count()));
-    put(features, "quantized_linear.int8", PyUnicode_FromString(active.codes[0].product));
+    const std::string few = active.codes[0].product, many = active.many_codes[0].multiply ? active.many_codes[0].product : few;
+    put(features, "quantized_linear.int8", PyUnicode_FromString((few == many ? few : few + ", of many rows " + many).c_str()));
     for (const DType type : {DType::float32, DType::bfloat16, DType::float16}) {
         const std::string key = std::string("linear.") + name_of(element_of(type));
         put(features, key.c_str(), PyUnicode_FromString(active.linear[int(type)].product));

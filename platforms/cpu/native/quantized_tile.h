@@ -208,10 +208,11 @@ template <class D, int bits, int rows> void codes_passes(const QuantizedTile& t,
     constexpr int columns = D::tile_columns(rows);
     constexpr bool single_pass = columns == panel_columns / lanes;
     for (int column = 0; column < panel_columns / lanes; column += columns) {
-        if (!single_pass || ahead.fetch == Fetch::next_block) codes_tile<D, bits, rows, columns, Fetch::next_block>(t, column, ahead);
-        else if constexpr (!single_pass) return;
-        else if (ahead.fetch == Fetch::own_past) codes_tile<D, bits, rows, columns, Fetch::own_past>(t, column, ahead);
-        else codes_tile<D, bits, rows, columns, Fetch::own_near>(t, column, ahead);
+        if constexpr (single_pass) {
+            if (ahead.fetch == Fetch::own_past) return codes_tile<D, bits, rows, columns, Fetch::own_past>(t, column, ahead);
+            if (ahead.fetch == Fetch::own_near) return codes_tile<D, bits, rows, columns, Fetch::own_near>(t, column, ahead);
+        }
+        codes_tile<D, bits, rows, columns, Fetch::next_block>(t, column, ahead);
     }
 }
 
