@@ -138,13 +138,13 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(path: str, dtype: str, i
         np.testing.assert_array_equal(batch.view(np.uint8), alone[:tokens].view(np.uint8), err_msg=f"{tokens} rows")
 
 
-@pytest.mark.parametrize("rows_", [6, 7], ids=str)
-def test_high_nibbles_overflow_alike_in_few_rows_and_in_many(path: str, rows_: int) -> None:
+@pytest.mark.parametrize("tokens", [6, 7, 40], ids=str)
+def test_high_nibbles_overflow_alike_in_few_rows_and_in_many(path: str, tokens: int) -> None:
     spec = linear("int4:a8", 32, 64)
-    x = np.zeros((rows_, 32), DTYPES["bfloat16"])
+    x = np.zeros((tokens, 32), DTYPES["bfloat16"])
     x[:, 0] = 1e37
-    made = run(spec, x, [Quantized(np.full((64, 32), 7, np.int8), np.ones((64, 1), np.float32))])
-    np.testing.assert_array_equal(made, run(spec, x[:1], [Quantized(np.full((64, 32), 7, np.int8), np.ones((64, 1), np.float32))]).repeat(rows_, 0))
+    parts = [Quantized(np.full((64, 32), 7, np.int8), np.ones((64, 1), np.float32))]
+    np.testing.assert_array_equal(run(spec, x, parts), run(spec, x[:1], parts).repeat(tokens, 0))
 
 
 @pytest.mark.parametrize("text", ["int8:a8g128", "int4:g32:float16:a8g32", "int4:g32:float16"])
