@@ -8,6 +8,7 @@ import torch
 
 from ....ops import Moe, Router
 from .arrays import TORCH, tensor
+from .linear import for_product
 from .order import largest_first
 from .ragged import bound, cut
 from .rows import FORMULAS
@@ -77,8 +78,10 @@ def mlp(spec: Moe, x: torch.Tensor, expert: torch.Tensor | slice, weight: Sequen
 
 def _linear(x: torch.Tensor, expert: torch.Tensor | slice, weight: Sequence[torch.Tensor]) -> torch.Tensor:
     """x [tiles, tile, input] by a weight [experts, output, input], and a bias [experts, output] if there is one."""
-    product = weight[0][expert].transpose(1, 2)
-    return torch.bmm(x, product) if len(weight) == 1 else torch.baddbmm(weight[1][expert][:, None], x, product)
+    wide, *bias = (for_product(part[expert]) for part in weight)
+    columns = wide.transpose(1, 2)
+    made = torch.baddbmm(bias[0][:, None], for_product(x), columns) if bias else torch.bmm(for_product(x), columns)
+    return made.to(x.dtype)
 
 
 def _gated(spec: Moe, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -40,10 +40,16 @@ def _accumulated(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return made.reshape(*x.shape[:-1], weight.shape[0])
 
 
+def for_product(x: torch.Tensor) -> torch.Tensor:
+    """x as a product takes it: on a CPU in float32, because oneDNN's products of bfloat16 on AMX read past a row whose width is not a
+    multiple of 32, and a NaN there spreads (uxlfoundation/oneDNN #5717)."""
+    return x.float() if x.device.type == "cpu" else x
+
+
 def linear(widened: Any, spec: Linear, x: torch.Tensor, weight: Sequence[torch.Tensor], batch: Any) -> Any:
     """x [tokens, input] -> [tokens, output], or views of one product, [tokens, output] each."""
     if spec.out_dtype in (None, spec.dtype):
-        y = F.linear(x, *weight)
+        y = F.linear(*map(for_product, (x, *weight))).to(x.dtype)
     else:
         y = widened(x, weight[0])
         y = y + weight[1].float() if spec.bias else y
@@ -56,4 +62,5 @@ def run(device: torch.device) -> Any:
 
 def head_linear(spec: HeadLinear, x: torch.Tensor, weight: Sequence[torch.Tensor]) -> torch.Tensor:
     """x [tokens, heads, input] -> [tokens, heads, output]: one batched product."""
-    return torch.bmm(x.transpose(0, 1), weight[0].transpose(1, 2)).transpose(0, 1)
+    made = torch.bmm(for_product(x).transpose(0, 1), for_product(weight[0]).transpose(1, 2))
+    return made.transpose(0, 1).to(x.dtype)
