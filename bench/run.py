@@ -53,7 +53,7 @@ def run_throughput(plan: Plan, progress: Progress | None = None, kind: str = "th
         results = [
             asdict(measure_throughput(llm, work, plan.repeats, rng, _teller(progress, work.name, plan.repeats))) for work in plan.works
         ]
-        return record | {"kind": kind, "results": results, "peak_bytes": peak_bytes()}
+        return record | {"kind": kind, "results": results}
 
 
 def run_latency(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def run_latency(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
             asdict(measure_latency(llm, work, plan.repeats, rng, _teller(progress, work.name, plan.repeats * work.requests)))
             for work in plan.works
         ]
-        return record | {"kind": "latency", "results": results, "peak_bytes": peak_bytes()}
+        return record | {"kind": "latency", "results": results}
 
 
 @contextmanager
@@ -107,6 +107,7 @@ def _head(plan: Plan, llm: LLM, settings: Mapping[str, Any], loaded_seconds: flo
         "settings": {name: value for name, value in settings.items() if name not in PRIVATE},
         "repeats": plan.repeats,
         "load_seconds": loaded_seconds,
+        "peak_bytes": peak_bytes(),  # before the limits read memory of their own
         "limits": asdict(measure_limits(platform)),
     }
 
